@@ -1,0 +1,5 @@
+"""Codebooks: the numbers (floor 0)."""
+
+from turbocode.codebooks.codebook import Codebook
+
+__all__ = ["Codebook"]
