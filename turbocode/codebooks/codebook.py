@@ -101,7 +101,7 @@ class Codebook:
             raise DataError("key 'name' must be a non-empty string", file=file)
         if not isinstance(centroids, list) or not all(type(centroid) in (int, float) for centroid in centroids):
             raise DataError("key 'centroids' must be a list of numbers", file=file)
-        if type(nmse) not in (int, float):
+        if not isinstance(nmse, int | float) or isinstance(nmse, bool):
             raise DataError("key 'nmse' must be a number", file=file)
         provenance = document.get("provenance", {})
         if not isinstance(provenance, dict):
