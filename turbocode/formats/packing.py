@@ -1,0 +1,32 @@
+"""Indices to bits and back, in NumPy: the definition of the stored order. g values a row, any leading axes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def pack_bits(indices: NDArray[Any], bits: int) -> NDArray[np.uint8]:
+    """Bytes (..., g * bits / 8) of indices (..., g): index j fills bits [bits * j, bits * (j + 1)), LSB first."""
+    digits = (np.asarray(indices, dtype=np.uint8)[..., None] >> np.arange(bits, dtype=np.uint8)) & 1
+    return np.packbits(digits.reshape(*digits.shape[:-2], -1), axis=-1, bitorder="little")
+
+
+def unpack_bits(packed: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    """Indices (..., g) of bytes (..., g * bits / 8); the inverse of `pack_bits`."""
+    digits = np.unpackbits(packed, axis=-1, bitorder="little")
+    digits = digits.reshape(*digits.shape[:-1], -1, bits)
+    return (digits << np.arange(bits, dtype=np.uint8)).sum(axis=-1, dtype=np.uint8)
+
+
+def pack_nibbles(indices: NDArray[Any]) -> NDArray[np.uint8]:
+    """Bytes (..., g / 2) as ggml's q4_0 orders them: value j in the low half of byte j, value j + g / 2 in the high."""
+    low, high = np.split(np.asarray(indices, dtype=np.uint8), 2, axis=-1)
+    return low | (high << 4)
+
+
+def unpack_nibbles(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Indices (..., g) of bytes (..., g / 2); the inverse of `pack_nibbles`."""
+    return np.concatenate((packed & 15, packed >> 4), axis=-1)

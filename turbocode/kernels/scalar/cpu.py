@@ -1,0 +1,208 @@
+"""Scalar encoding and decoding on the CPU: one pass over the values, groups in parallel, scratch in cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from turbocode.formats.block_format import BlockFormat, Layout
+from turbocode.kernels._cpu import GROUPS_PER_TASK, load_float32, prange, strict, strict_parallel
+from turbocode.kernels.fwht import Rotation
+from turbocode.kernels.fwht.cpu import transform
+from turbocode.kernels.scalar import steps
+from turbocode.kernels.scalar.norm_mode import NormMode
+
+_FLOAT16, _Q8_0, _Q4_0 = np.int64(Layout.FLOAT16), np.int64(Layout.Q8_0), np.int64(Layout.Q4_0)
+_SAFE_SQUARE = np.float32(2.0**120)  # above it a sum of squares may have lost values to overflow
+_DOWN, _UP = np.float32(2.0**-80), np.float32(2.0**80)  # exact factors that bring any float32 group back into range
+_FINITE_MAX = np.float32(np.finfo(np.float32).max)
+_ZERO, _ONE = np.float32(0.0), np.float32(1.0)
+ENERGY, ERROR, DOT, DECODED_ENERGY = range(4)  # columns of the statistics of a group
+
+
+@dataclass(frozen=True)
+class EncodedGroups:
+    """blocks : uint8 (n, bytes_per_group)
+
+    moments : float64 (n, 4): |x|^2, |x - decoded x|^2, <x, decoded x>, |decoded x|^2
+    flags : uint8 (n,): 1 a stored number was cut to 65504, 2 the group was not finite and is stored as zero
+    """
+
+    blocks: NDArray[np.uint8]
+    moments: NDArray[np.float64]
+    flags: NDArray[np.uint8]
+
+
+@strict
+def _moments(y: Any, decoded: Any, scale: Any, out: Any) -> None:
+    energy, error, product, decoded_energy = 0.0, 0.0, 0.0, 0.0
+    for j in range(y.shape[0]):
+        a, b = np.float64(y[j]) * scale, np.float64(decoded[j])
+        energy += a * a
+        error += (a - b) * (a - b)
+        product += a * b
+        decoded_energy += b * b
+    out[ENERGY], out[ERROR], out[DOT], out[DECODED_ENERGY] = energy, error, product, decoded_energy
+
+
+@strict_parallel
+def _encode_all(
+    values: Any,
+    out: Any,
+    moments: Any,
+    flags: Any,
+    layout: int,
+    bits: int,
+    values_per_block: int,
+    mode: int,
+    boundaries: Any,
+    centroids: Any,
+    is_rotated: bool,
+    width: int,
+    base: Any,
+    first: Any,
+    last: Any,
+) -> None:
+    n_groups, g = values.shape
+    for task in prange((n_groups + GROUPS_PER_TASK - 1) // GROUPS_PER_TASK):
+        y, mixed = np.empty(g, np.float32), np.empty(g, np.float32)
+        u, c = np.empty(g, np.float32), np.empty(g, np.float32)
+        indices, lanes = np.empty(g, np.int32), np.empty(steps.LANES, np.float32)
+        for group in range(task * GROUPS_PER_TASK, min(n_groups, (task + 1) * GROUPS_PER_TASK)):
+            for j in range(g):
+                y[j] = load_float32(values[group, j])
+            factor = _ONE
+            square = steps.dot(y, y, lanes)
+            flag = np.uint8(0)
+            if not (square < _SAFE_SQUARE):
+                factor = _UP
+                for j in range(g):
+                    y[j] *= _DOWN
+                square = steps.dot(y, y, lanes)
+                if not (square <= _FINITE_MAX):
+                    flag = steps.NONFINITE
+                    square = _ZERO
+                    for j in range(g):
+                        y[j] = _ZERO
+            if is_rotated:
+                for j in range(g):
+                    y[j] *= first[j]
+                transform(y, mixed, width, base, last)
+            cut = False
+            if layout == _FLOAT16:
+                for j in range(g):
+                    cut |= steps.store_float16(y[j] * factor, out[group], 2 * j)
+                    c[j] = steps.load_float16(out[group], 2 * j)
+            elif layout == _Q8_0 or layout == _Q4_0:
+                for j in range(g):
+                    u[j] = y[j] * factor
+                for block in range(g // values_per_block):
+                    start = block * values_per_block
+                    if layout == _Q8_0:
+                        cut |= steps.encode_q8_0(
+                            u, start, values_per_block, out[group], block * (values_per_block + 2), c
+                        )
+                    else:
+                        position = block * (values_per_block // 2 + 2)
+                        cut |= steps.encode_q4_0(u, start, values_per_block, out[group], position, c)
+            else:
+                norm = np.sqrt(square)
+                inverse = _ONE / norm if norm * factor >= steps._F16_TINY else _ZERO
+                for j in range(g):
+                    u[j] = y[j] * inverse
+                steps.quantize(u, boundaries, centroids, indices, c)
+                uc, cc = steps.dot(u, c, lanes), steps.dot(c, c, lanes)
+                stored = steps.corrected_norm(norm * factor, uc, cc, mode)
+                cut = steps.pack_group(indices, stored, layout, bits, values_per_block, out[group])
+                stored = steps.load_float16(out[group], 0)
+                for j in range(g):
+                    c[j] *= stored
+            if cut:
+                flag |= steps.SATURATED
+            flags[group] = flag
+            _moments(y, c, np.float64(factor), moments[group])
+
+
+@strict_parallel
+def _decode_all(
+    stored: Any,
+    out: Any,
+    layout: int,
+    bits: int,
+    values_per_block: int,
+    centroids: Any,
+    is_rotated: bool,
+    width: int,
+    base: Any,
+    first: Any,
+    last: Any,
+) -> None:
+    n_groups, g = out.shape
+    for task in prange((n_groups + GROUPS_PER_TASK - 1) // GROUPS_PER_TASK):
+        mixed, indices = np.empty(g, np.float32), np.empty(g, np.int32)
+        for group in range(task * GROUPS_PER_TASK, min(n_groups, (task + 1) * GROUPS_PER_TASK)):
+            y = out[group]
+            steps.dequantize_group(stored[group], layout, bits, values_per_block, centroids, indices, y)
+            if is_rotated:
+                for j in range(g):
+                    y[j] *= first[j]
+                transform(y, mixed, width, base, last)
+
+
+def encode(
+    values: NDArray[np.float16] | NDArray[np.float32],
+    block_format: BlockFormat,
+    rotation: Rotation,
+    centroids: NDArray[np.float32],
+    boundaries: NDArray[np.float32],
+    mode: NormMode,
+) -> EncodedGroups:
+    """Blocks of the groups `values` (n, group_size), C-contiguous float16 or float32, with what the coding cost."""
+    n = len(values)
+    out = np.empty((n, block_format.bytes_per_group), np.uint8)
+    moments, flags = np.empty((n, 4)), np.empty(n, np.uint8)
+    _encode_all(
+        values.view(np.uint16) if values.dtype == np.float16 else values,
+        out,
+        moments,
+        flags,
+        np.int64(block_format.layout),
+        block_format.bits,
+        block_format.values_per_block,
+        np.int64(mode),
+        boundaries,
+        centroids,
+        not rotation.is_identity,
+        rotation.width,
+        rotation.base,
+        rotation.signs_before,
+        rotation.signs_after * rotation.scale,
+    )
+    return EncodedGroups(out, moments, flags)
+
+
+def decode(
+    blocks: NDArray[np.uint8], block_format: BlockFormat, rotation: Rotation, centroids: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """The values float32 (n, group_size) that blocks uint8 (n, bytes_per_group), C-contiguous, stand for.
+
+    With the identity as rotation the values stay as stored: rotated.
+    """
+    out = np.empty((len(blocks), block_format.group_size), np.float32)
+    _decode_all(
+        blocks,
+        out,
+        np.int64(block_format.layout),
+        block_format.bits,
+        block_format.values_per_block,
+        centroids,
+        not rotation.is_identity,
+        rotation.width,
+        np.ascontiguousarray(rotation.base.T),
+        rotation.signs_after,
+        rotation.signs_before * rotation.scale,
+    )
+    return out

@@ -1,0 +1,236 @@
+"""What happens to one group inside the cpu kernels. v is float32 (g,), out the group's bytes.
+
+Sums run over eight lanes that are added pairwise at the end, so that their value does not depend on the compiler.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from turbocode.formats.block_format import FLOAT16_MAX, FLOAT16_TINY, Layout
+from turbocode.kernels._cpu import float16_from_float32, float32_from_float16, strict
+from turbocode.kernels.scalar.norm_mode import NormMode
+
+LANES = 8
+SATURATED = np.uint8(1)  # flag of a group: a stored number was cut to the largest float16
+NONFINITE = np.uint8(2)  # flag of a group: it held a NaN or an infinity and was stored as zero
+
+_RAW, _L2, _MSE = np.int64(NormMode.RAW), np.int64(NormMode.L2), np.int64(NormMode.MSE)
+_SPLIT_PLANES, _Q8_0, _Q4_0 = np.int64(Layout.SPLIT_PLANES), np.int64(Layout.Q8_0), np.int64(Layout.Q4_0)
+_F16_MAX, _F16_TINY = np.float32(FLOAT16_MAX), np.float32(FLOAT16_TINY)
+_F16_MAX_PATTERN = np.uint16(0x7BFF)
+_ZERO, _HALF, _ONE = np.float32(0.0), np.float32(0.5), np.float32(1.0)
+_Q8_MAX, _Q4_OFFSET = np.float32(127.0), np.float32(8.0)
+
+
+@strict
+def dot(a: Any, b: Any, lanes: Any) -> Any:
+    """Sum of a * b in float32; lanes is float32 (8,) scratch. The length is a multiple of eight."""
+    for lane in range(LANES):
+        lanes[lane] = _ZERO
+    for j in range(0, a.shape[0], LANES):
+        for lane in range(LANES):
+            lanes[lane] += a[j + lane] * b[j + lane]
+    even = (lanes[0] + lanes[1]) + (lanes[2] + lanes[3])
+    return even + ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7]))
+
+
+@strict
+def store_float16(value: Any, out: Any, position: int) -> Any:
+    """Write the nearest float16 of a finite or infinite value at out[position:], cut to 65504; true if it was cut."""
+    cut = not (-_F16_MAX <= value <= _F16_MAX)
+    half = float16_from_float32(value)
+    if cut:
+        half = np.uint16(_F16_MAX_PATTERN | (np.uint16(0x8000) if value < _ZERO else np.uint16(0)))
+    out[position] = np.uint8(half & np.uint16(0xFF))
+    out[position + 1] = np.uint8(half >> np.uint16(8))
+    return cut
+
+
+@strict
+def load_float16(stored: Any, position: int) -> Any:
+    """The float16 at stored[position:] as float32."""
+    return float32_from_float16(
+        np.uint16(np.uint16(stored[position]) | np.uint16(np.uint16(stored[position + 1]) << 8))
+    )
+
+
+@strict
+def quantize(u: Any, boundaries: Any, centroids: Any, indices: Any, c: Any) -> None:
+    """Set indices (int32) to the number of boundaries <= u, and c to their centroids."""
+    g = u.shape[0]
+    for j in range(g):
+        indices[j] = 0
+        c[j] = centroids[0]
+    for b in range(boundaries.shape[0]):
+        boundary, centroid, index = boundaries[b], centroids[b + 1], np.int32(b + 1)
+        for j in range(g):
+            reached = u[j] >= boundary
+            indices[j] = index if reached else indices[j]
+            c[j] = centroid if reached else c[j]
+
+
+@strict
+def corrected_norm(norm: Any, uc: Any, cc: Any, mode: int) -> Any:
+    """The norm to store, float32, before rounding to float16; 0 where it is not defined. See NormMode."""
+    if norm < _F16_TINY or not (cc > _ZERO):
+        return _ZERO
+    if mode == _RAW:
+        return norm
+    if mode == _L2:
+        return norm / np.sqrt(cc)
+    if not (uc > _ZERO):
+        return _ZERO
+    return norm * (uc / cc) if mode == _MSE else norm / uc
+
+
+@strict
+def pack(indices: Any, bits: int, out: Any, position: int, start: int, count: int, shift: int) -> None:
+    """Write `bits` bits of indices[start:start + count] >> shift at out[position:], least significant first."""
+    mask = np.uint64((1 << bits) - 1)
+    for j in range(start, start + count, 8):
+        word = np.uint64(0)
+        for lane in range(8):
+            index = (np.uint64(indices[j + lane]) >> np.uint64(shift)) & mask
+            word |= index << np.uint64(bits * lane)
+        for byte in range(bits):
+            out[position] = np.uint8((word >> np.uint64(8 * byte)) & np.uint64(0xFF))
+            position += 1
+
+
+@strict
+def unpack(stored: Any, bits: int, position: int, indices: Any, start: int, count: int, shift: int) -> None:
+    """Add what `pack` wrote at stored[position:], shifted left by `shift`, to indices[start:start + count]."""
+    mask = np.uint64((1 << bits) - 1)
+    for j in range(start, start + count, 8):
+        word = np.uint64(0)
+        for byte in range(bits):
+            word |= np.uint64(stored[position]) << np.uint64(8 * byte)
+            position += 1
+        for lane in range(8):
+            index = (word >> np.uint64(bits * lane)) & mask
+            indices[j + lane] += np.int32(index << np.uint64(shift))
+
+
+@strict
+def pack_group(indices: Any, stored_norm: Any, layout: int, bits: int, values_per_block: int, out: Any) -> Any:
+    """Write a group's blocks: its norm and indices, block after block. True if the norm was cut."""
+    position, cut = 0, False
+    for start in range(0, indices.shape[0], values_per_block):
+        cut = store_float16(stored_norm, out, position)
+        position += 2
+        if layout == _SPLIT_PLANES:
+            pack(indices, 2, out, position, start, values_per_block, 0)
+            position += values_per_block // 4
+            pack(indices, 1, out, position, start, values_per_block, 2)
+            position += values_per_block // 8
+        else:
+            pack(indices, bits, out, position, start, values_per_block, 0)
+            position += values_per_block * bits // 8
+    return cut
+
+
+@strict
+def unpack_group(stored: Any, layout: int, bits: int, values_per_block: int, indices: Any) -> Any:
+    """Set the indices of a group from its blocks; the norm that its first block holds."""
+    for j in range(indices.shape[0]):
+        indices[j] = 0
+    position = 0
+    for start in range(0, indices.shape[0], values_per_block):
+        position += 2
+        if layout == _SPLIT_PLANES:
+            unpack(stored, 2, position, indices, start, values_per_block, 0)
+            position += values_per_block // 4
+            unpack(stored, 1, position, indices, start, values_per_block, 2)
+            position += values_per_block // 8
+        else:
+            unpack(stored, bits, position, indices, start, values_per_block, 0)
+            position += values_per_block * bits // 8
+    return load_float16(stored, 0)
+
+
+@strict
+def encode_q8_0(v: Any, start: int, count: int, out: Any, position: int, decoded: Any) -> Any:
+    """Write a q8_0 block of v[start:start + count] (ggml's rounding: half away from zero); true if the scale was cut."""
+    largest = _ZERO
+    for j in range(start, start + count):
+        largest = max(largest, abs(v[j]))
+    scale = largest / _Q8_MAX
+    inverse = _ONE / scale if scale > _ZERO else _ZERO
+    if not (inverse <= np.float32(np.finfo(np.float32).max)):
+        inverse = _ZERO
+    cut = store_float16(scale, out, position)
+    stored_scale = load_float16(out, position)
+    for j in range(count):
+        scaled = v[start + j] * inverse
+        quant = np.trunc(scaled)
+        if abs(scaled - quant) >= _HALF:
+            quant += _ONE if scaled > _ZERO else -_ONE
+        out[position + 2 + j] = np.uint8(np.int8(quant))
+        decoded[start + j] = quant * stored_scale
+    return cut
+
+
+@strict
+def encode_q4_0(v: Any, start: int, count: int, out: Any, position: int, decoded: Any) -> Any:
+    """Write a q4_0 block of v[start:start + count] (ggml: the extreme value maps to -8); true if the scale was cut."""
+    largest, extreme = _ZERO, _ZERO
+    for j in range(start, start + count):
+        if abs(v[j]) > largest:
+            largest, extreme = abs(v[j]), v[j]
+    scale = extreme / -_Q4_OFFSET
+    inverse = _ONE / scale if scale != _ZERO else _ZERO
+    if not (abs(inverse) <= np.float32(np.finfo(np.float32).max)):
+        inverse = _ZERO
+    cut = store_float16(scale, out, position)
+    stored_scale = load_float16(out, position)
+    half = count // 2
+    for j in range(half):
+        low = min(np.int32(15), np.int32(v[start + j] * inverse + (_Q4_OFFSET + _HALF)))
+        high = min(np.int32(15), np.int32(v[start + half + j] * inverse + (_Q4_OFFSET + _HALF)))
+        out[position + 2 + j] = np.uint8(low | (high << np.int32(4)))
+        decoded[start + j] = np.float32(low - np.int32(8)) * stored_scale
+        decoded[start + half + j] = np.float32(high - np.int32(8)) * stored_scale
+    return cut
+
+
+@strict
+def decode_q8_0(stored: Any, position: int, decoded: Any, start: int, count: int) -> None:
+    """Set decoded[start:start + count] from the q8_0 block at stored[position:]."""
+    scale = load_float16(stored, position)
+    for j in range(count):
+        decoded[start + j] = np.float32(np.int8(stored[position + 2 + j])) * scale
+
+
+@strict
+def decode_q4_0(stored: Any, position: int, decoded: Any, start: int, count: int) -> None:
+    """Set decoded[start:start + count] from the q4_0 block at stored[position:]."""
+    scale = load_float16(stored, position)
+    half = count // 2
+    for j in range(half):
+        byte = np.int32(stored[position + 2 + j])
+        decoded[start + j] = np.float32((byte & np.int32(15)) - np.int32(8)) * scale
+        decoded[start + half + j] = np.float32((byte >> np.int32(4)) - np.int32(8)) * scale
+
+
+@strict
+def dequantize_group(
+    stored: Any, layout: int, bits: int, values_per_block: int, centroids: Any, indices: Any, y: Any
+) -> None:
+    """Set y (g,) to the rotated values of one group of any layout; indices is int32 (g,) scratch."""
+    g = y.shape[0]
+    if layout == _Q8_0:
+        for block in range(g // values_per_block):
+            decode_q8_0(stored, block * (values_per_block + 2), y, block * values_per_block, values_per_block)
+    elif layout == _Q4_0:
+        for block in range(g // values_per_block):
+            decode_q4_0(stored, block * (values_per_block // 2 + 2), y, block * values_per_block, values_per_block)
+    elif layout == np.int64(Layout.FLOAT16):
+        for j in range(g):
+            y[j] = load_float16(stored, 2 * j)
+    else:
+        norm = unpack_group(stored, layout, bits, values_per_block, indices)
+        for j in range(g):
+            y[j] = centroids[indices[j]] * norm
