@@ -17,8 +17,9 @@ def pack_bits(indices: NDArray[Any], bits: int) -> NDArray[np.uint8]:
 def unpack_bits(packed: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     """Indices (..., g) of bytes (..., g * bits / 8); the inverse of `pack_bits`."""
     digits = np.unpackbits(packed, axis=-1, bitorder="little")
-    digits = digits.reshape(*digits.shape[:-1], -1, bits)
-    return (digits << np.arange(bits, dtype=np.uint8)).sum(axis=-1, dtype=np.uint8)
+    weights = (1 << np.arange(bits)).astype(np.uint8)
+    indices: NDArray[np.uint8] = digits.reshape(*digits.shape[:-1], -1, bits) @ weights
+    return indices
 
 
 def pack_nibbles(indices: NDArray[Any]) -> NDArray[np.uint8]:

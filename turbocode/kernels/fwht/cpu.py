@@ -1,7 +1,7 @@
 """The rotation on the CPU, float32, one group at a time in cache.
 
-The order of additions is part of the definition of the stored bytes: butterflies of distance 1, 2, 4, ... inside each row
-of `width` values, then the base matrix over the rows, summed from the first row to the last, then one multiplication.
+The order of additions is part of the definition of the stored bytes: butterflies of distance 1, 2, 4, ... inside each
+row of `width` values, then the base matrix over the rows, summed from first to last, then one multiplication.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Rotations: randomised Hadamard transforms of one group, as data that every implementation reads.
 
-A rotation is y = D2 H D1 x with H an orthonormal Hadamard matrix of order g and D1, D2 diagonals of signs; its inverse is
-x = D1 H^T D2 y. H is the Kronecker product of a base of order 1, 12 or 20 (Paley 1933, q = 11 and 19) and the Sylvester
-matrix of order 2^m, so that groups of 80 and 96 need no padding.
+A rotation is y = D2 H D1 x with H an orthonormal Hadamard matrix of order g and D1, D2 diagonals of signs; its inverse
+is x = D1 H^T D2 y. H is the Kronecker product of a base of order 1, 12 or 20 (Paley 1933, q = 11 and 19) and the
+Sylvester matrix of order 2^m, so that groups of 80 and 96 need no padding.
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ def _encode_all(
                 for j in range(g):
                     cut |= steps.store_float16(y[j] * factor, out[group], 2 * j)
                     c[j] = steps.load_float16(out[group], 2 * j)
-            elif layout == _Q8_0 or layout == _Q4_0:
+            elif layout in (_Q8_0, _Q4_0):
                 for j in range(g):
                     u[j] = y[j] * factor
                 for block in range(g // values_per_block):
@@ -169,10 +169,10 @@ def encode(
         out,
         moments,
         flags,
-        np.int64(block_format.layout),
+        int(block_format.layout),
         block_format.bits,
         block_format.values_per_block,
-        np.int64(mode),
+        int(mode),
         boundaries,
         centroids,
         not rotation.is_identity,
@@ -195,7 +195,7 @@ def decode(
     _decode_all(
         blocks,
         out,
-        np.int64(block_format.layout),
+        int(block_format.layout),
         block_format.bits,
         block_format.values_per_block,
         centroids,

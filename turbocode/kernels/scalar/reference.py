@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from turbocode.formats.block_format import FLOAT16_MAX, FLOAT16_TINY, BlockFormat, Layout
 from turbocode.formats.packing import pack_bits, pack_nibbles, unpack_bits, unpack_nibbles
-from turbocode.kernels.fwht import Rotation, reference as fwht
+from turbocode.kernels.fwht import Rotation
+from turbocode.kernels.fwht import reference as fwht
 from turbocode.kernels.scalar.norm_mode import NormMode
 
 Q8_MAX = 127
@@ -78,23 +79,22 @@ def encode(
 
 def _encode_ggml(y: NDArray[np.float64], block_format: BlockFormat, blocks: NDArray[np.void]) -> None:
     """q8_0 and q4_0 with ggml's rounding, which is defined in float32."""
-    y = y.astype(np.float32).reshape(len(y), block_format.blocks_per_group, -1)
+    rows = y.astype(np.float32).reshape(len(y), block_format.blocks_per_group, -1)
     if block_format.layout is Layout.Q8_0:
-        scale = np.abs(y).max(-1) / np.float32(Q8_MAX)
+        scale = np.abs(rows).max(-1) / np.float32(Q8_MAX)
     else:
-        extreme = np.take_along_axis(y, np.abs(y).argmax(-1)[..., None], axis=-1)[..., 0]
+        extreme = np.take_along_axis(rows, np.abs(rows).argmax(-1)[..., None], axis=-1)[..., 0]
         scale = extreme / np.float32(-Q4_OFFSET)
     with np.errstate(divide="ignore", over="ignore"):
         inverse = np.where(scale == 0, np.float32(0), np.float32(1) / scale)
     inverse = np.where(np.isfinite(inverse), inverse, np.float32(0))
-    scaled = y * inverse[..., None]
+    scaled = rows * inverse[..., None]
     blocks["scale"] = saturate_float16(scale)
     if block_format.layout is Layout.Q8_0:
         whole = np.trunc(scaled)
         blocks["quants"] = whole + np.where(np.abs(scaled - whole) >= 0.5, np.sign(scaled), 0)
     else:
-        quants = np.minimum(np.trunc(scaled + np.float32(Q4_OFFSET + 0.5)), 15).astype(np.uint8)
-        blocks["quants"] = pack_nibbles(quants)
+        blocks["quants"] = pack_nibbles(np.minimum(np.trunc(scaled + np.float32(Q4_OFFSET + 0.5)), 15))
 
 
 def dequantize(blocks: NDArray[np.void], block_format: BlockFormat, centroids: NDArray[Any]) -> NDArray[np.float64]:

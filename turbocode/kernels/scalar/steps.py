@@ -153,7 +153,7 @@ def unpack_group(stored: Any, layout: int, bits: int, values_per_block: int, ind
 
 @strict
 def encode_q8_0(v: Any, start: int, count: int, out: Any, position: int, decoded: Any) -> Any:
-    """Write a q8_0 block of v[start:start + count] (ggml's rounding: half away from zero); true if the scale was cut."""
+    """Write a q8_0 block of v[start:start + count] (rounding half away from zero); true if its scale was cut."""
     largest = _ZERO
     for j in range(start, start + count):
         largest = max(largest, abs(v[j]))
@@ -175,7 +175,7 @@ def encode_q8_0(v: Any, start: int, count: int, out: Any, position: int, decoded
 
 @strict
 def encode_q4_0(v: Any, start: int, count: int, out: Any, position: int, decoded: Any) -> Any:
-    """Write a q4_0 block of v[start:start + count] (ggml: the extreme value maps to -8); true if the scale was cut."""
+    """Write a q4_0 block of v[start:start + count] (the extreme value maps to -8); true if its scale was cut."""
     largest, extreme = _ZERO, _ZERO
     for j in range(start, start + count):
         if abs(v[j]) > largest:

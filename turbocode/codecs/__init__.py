@@ -1,0 +1,17 @@
+"""Codecs (floor 2): transform, rotation, codebook and format as one object with two verbs, encode and decode."""
+
+from turbocode.codecs.catalog import make_codec
+from turbocode.codecs.codec import Codec, codec_from_description
+from turbocode.codecs.report import EncodeReport
+from turbocode.codecs.spec import CODEC_NAMES, CodecSpec, codec_summary, parse_codec
+
+__all__ = [
+    "CODEC_NAMES",
+    "Codec",
+    "CodecSpec",
+    "EncodeReport",
+    "codec_from_description",
+    "codec_summary",
+    "make_codec",
+    "parse_codec",
+]

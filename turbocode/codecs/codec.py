@@ -1,0 +1,171 @@
+"""A codec: rotation, codebook and block format as one object with two verbs, encode and decode."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from turbocode.codebooks import Codebook
+from turbocode.codecs.report import EncodeReport
+from turbocode.errors import DataError, OptionError
+from turbocode.formats import BlockFormat, block_format
+from turbocode.kernels.fwht import Rotation, rotation_for
+from turbocode.kernels.scalar import NORM_MODES, NormMode
+
+DESCRIPTION_VERSION = 1
+_NONFINITE = 2  # the flag that kernels.scalar sets on a group with a NaN or an infinity
+_SATURATED = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Codec:
+    """How vectors of head_dim values become blocks.
+
+    name : the codec's public name
+    head_dim : values in one key or value vector
+    block_format : bytes of a block; its groups divide head_dim
+    rotation : of one group
+    norm_mode : what the stored norm is (formats with a codebook)
+    codebooks : none for formats without one; one for all heads, or one per KV head
+    """
+
+    name: str
+    head_dim: int
+    block_format: BlockFormat
+    rotation: Rotation
+    norm_mode: str
+    codebooks: tuple[Codebook, ...]
+
+    def __post_init__(self) -> None:
+        if self.norm_mode not in NORM_MODES:
+            raise OptionError(f"unknown norm mode {self.norm_mode!r}; allowed: {', '.join(NORM_MODES)}")
+        if self.block_format.has_codebook != bool(self.codebooks):
+            raise OptionError(f"{self.name}: {len(self.codebooks)} codebooks given for format {self.block_format.name}")
+        for codebook in self.codebooks:
+            if codebook.bits != self.block_format.bits:
+                raise OptionError(
+                    f"codebook {codebook.name} has {codebook.bits} bits; {self.name} needs {self.block_format.bits}",
+                    hint=f"train one with: turbocode train-codebook --bits {self.block_format.bits}",
+                )
+
+    @property
+    def bytes_per_vector(self) -> int:
+        return self.block_format.bytes_per_vector(self.head_dim)
+
+    @property
+    def bits_per_value(self) -> float:
+        """Stored bits per value, everything counted."""
+        return 8 * self.bytes_per_vector / self.head_dim
+
+    def tables(self, head: int = 0) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """(centroids, boundaries) of one KV head in float32, scaled for unit vectors of one group; zeros if none."""
+        if not self.codebooks:
+            return np.zeros(1, np.float32), np.zeros(0, np.float32)
+        return self.codebooks[head if len(self.codebooks) > 1 else 0].for_group(self.block_format.group_size)
+
+    def encode(self, values: NDArray[Any], head: int = 0) -> tuple[NDArray[np.uint8], EncodeReport]:
+        """(blocks, report): uint8 (..., bytes_per_vector) from vectors (..., head_dim) of one KV head.
+
+        float16 and float32 are taken as they are, other real dtypes as float32. A NaN or infinity is a DataError; zero
+        vectors decode to exactly zero; norms under 2**-24 are stored as zero; what would pass 65504 is cut and counted.
+        """
+        from turbocode.kernels.scalar import cpu
+
+        values = np.asarray(values)
+        if values.ndim == 0 or values.shape[-1] != self.head_dim:
+            raise OptionError(
+                f"{self.name} encodes vectors of {self.head_dim} values; the array has shape {values.shape}"
+            )
+        dtype = values.dtype if values.dtype in (np.float16, np.float32) else np.float32
+        with np.errstate(over="ignore"):
+            groups = np.ascontiguousarray(values, dtype=dtype).reshape(-1, self.block_format.group_size)
+        centroids, boundaries = self.tables(head)
+        mode = NORM_MODES[self.norm_mode]
+        encoded = cpu.encode(groups, self.block_format, self.rotation, centroids, boundaries, NormMode(mode))
+        groups_per_vector = self.head_dim // self.block_format.group_size
+        flags = encoded.flags.reshape(-1, groups_per_vector)
+        if (flags & _NONFINITE).any():
+            bad = np.unravel_index(int((flags & _NONFINITE).any(axis=1).argmax()), values.shape[:-1])
+            raise DataError(f"vector {tuple(int(i) for i in bad)} holds a NaN or an infinity; finite values are needed")
+        moments = encoded.moments.reshape(-1, groups_per_vector, 4).sum(axis=1)
+        report = EncodeReport.from_moments(moments, (flags & _SATURATED).max(axis=1) > 0)
+        return encoded.blocks.reshape(*values.shape[:-1], self.bytes_per_vector), report
+
+    def decode(self, blocks: NDArray[np.uint8], head: int = 0, *, unrotate: bool = True) -> NDArray[np.float32]:
+        """Vectors float32 (..., head_dim) from blocks uint8 (..., bytes_per_vector) of one KV head.
+
+        unrotate=False leaves them in the rotated basis, where attention reads them.
+        """
+        from turbocode.kernels.scalar import cpu
+
+        blocks = np.ascontiguousarray(blocks)
+        if blocks.dtype != np.uint8 or blocks.ndim == 0 or blocks.shape[-1] != self.bytes_per_vector:
+            raise OptionError(
+                f"{self.name} decodes uint8 arrays of {self.bytes_per_vector} bytes a vector; "
+                f"given is {blocks.dtype} of shape {blocks.shape}"
+            )
+        rotation = self.rotation if unrotate else rotation_for(self.block_format.group_size, "none")
+        groups = blocks.reshape(-1, self.block_format.bytes_per_group)
+        values = cpu.decode(groups, self.block_format, rotation, self.tables(head)[0])
+        return values.reshape(*blocks.shape[:-1], self.head_dim)
+
+    def rotate(self, vectors: NDArray[Any]) -> NDArray[np.float32]:
+        """Queries float32 (..., head_dim) in the basis of the blocks, in which decode(..., unrotate=False) gives keys."""
+        from turbocode.kernels.fwht import cpu
+
+        groups = np.ascontiguousarray(vectors, dtype=np.float32).reshape(-1, self.block_format.group_size)
+        return cpu.rotate(groups, self.rotation).reshape(np.shape(vectors))
+
+    def unrotate(self, vectors: NDArray[Any]) -> NDArray[np.float32]:
+        """Attention outputs float32 (..., head_dim) back in the model's basis; the inverse of `rotate`."""
+        from turbocode.kernels.fwht import cpu
+
+        groups = np.ascontiguousarray(vectors, dtype=np.float32).reshape(-1, self.block_format.group_size)
+        return cpu.unrotate(groups, self.rotation).reshape(np.shape(vectors))
+
+    def describe(self) -> dict[str, Any]:
+        """The codec as a JSON object, codebooks included, that `codec_from_description` reads back without loss."""
+        return {
+            "codec": self.name,
+            "version": DESCRIPTION_VERSION,
+            "head_dim": self.head_dim,
+            "format": self.block_format.describe(),
+            "rotation": self.rotation.kind,
+            "norm_mode": self.norm_mode,
+            "codebooks": [codebook.to_json() for codebook in self.codebooks],
+        }
+
+
+def codec_from_description(description: Mapping[str, Any], *, file: str | None = None) -> Codec:
+    """The codec that `Codec.describe` wrote. Raises DataError naming the entry that is missing or disagrees."""
+    try:
+        version = description["version"]
+        if version != DESCRIPTION_VERSION:
+            raise DataError(
+                f"codec description version {version!r} is unknown; known is {DESCRIPTION_VERSION}", file=file
+            )
+        stored = description["format"]
+        head_dim = description["head_dim"]
+        if type(head_dim) is not int or not isinstance(stored, dict) or not isinstance(description["codebooks"], list):
+            raise DataError("codec description: head_dim, format or codebooks has the wrong type", file=file)
+        layout = block_format(str(stored["name"]), head_dim)
+        if stored != layout.describe():
+            raise DataError(
+                f"codec description: format {layout.name} is not laid out as this turbocode knows it", file=file
+            )
+        return Codec(
+            str(description["codec"]),
+            head_dim,
+            layout,
+            rotation_for(layout.group_size, str(description["rotation"])),
+            str(description["norm_mode"]),
+            tuple(Codebook.from_json(codebook, file=file) for codebook in description["codebooks"]),
+        )
+    except KeyError as error:
+        raise DataError(f"codec description: key {error.args[0]!r} is missing", file=file) from None
+    except OptionError as error:
+        raise DataError(f"codec description: {error}", file=file) from None
