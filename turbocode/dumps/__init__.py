@@ -1,6 +1,31 @@
 """KV dumps and quantized files in HDF5: a guarded reader, an atomic writer, synthetic dumps."""
 
+from turbocode.dumps.atomic import DiskFullError, atomic_output, write_text_atomically
 from turbocode.dumps.dump import Dump, DumpLayer, open_dump
+from turbocode.dumps.dump_writer import DumpWriter, LayerWriter, create_dump
+from turbocode.dumps.kind import file_kind
 from turbocode.dumps.metadata import DumpMetadata
+from turbocode.dumps.quantized import QuantizedFile, QuantizedLayer, QuantizedSide, open_quantized
+from turbocode.dumps.quantized_writer import QuantizedLayerWriter, QuantizedWriter, SideWriter, create_quantized
 
-__all__ = ["Dump", "DumpLayer", "DumpMetadata", "open_dump"]
+__all__ = [
+    "DiskFullError",
+    "Dump",
+    "DumpLayer",
+    "DumpMetadata",
+    "DumpWriter",
+    "LayerWriter",
+    "QuantizedFile",
+    "QuantizedLayer",
+    "QuantizedLayerWriter",
+    "QuantizedSide",
+    "QuantizedWriter",
+    "SideWriter",
+    "atomic_output",
+    "create_dump",
+    "create_quantized",
+    "file_kind",
+    "open_dump",
+    "open_quantized",
+    "write_text_atomically",
+]

@@ -1,0 +1,124 @@
+"""Checks that an inventory is a quantized file, version 1; docs/quantized-file.md describes it field by field."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from turbocode.dumps.hdf5 import CHECKSUMMED_SUPERBLOCK
+from turbocode.dumps.inventory import Inventory
+from turbocode.dumps.metadata import (
+    DumpMetadata,
+    LayerMetadata,
+    check_preamble,
+    layer_names,
+    read_layer_metadata,
+    read_metadata,
+)
+
+QUANTIZED_FORMAT = "turbocode-quantized"
+QUANTIZED_VERSION = 1
+SIDES = ("keys", "values")
+_HEX = frozenset("0123456789abcdef")
+
+
+@dataclass(frozen=True)
+class SideFacts:
+    """Keys or values of one layer: path of the blocks, their shape, codec and report as JSON objects, SHA-256."""
+
+    path: str
+    shape: tuple[int, ...]
+    codec: dict[str, Any]
+    report: dict[str, Any]
+    sha256: str
+
+
+@dataclass(frozen=True)
+class QuantizedLayerFacts:
+    """One layer: name, attributes, and both sides, which agree in sequences and tokens."""
+
+    name: str
+    metadata: LayerMetadata
+    sides: dict[str, SideFacts]
+
+
+@dataclass(frozen=True)
+class QuantizedFacts:
+    """A quantized file as announced: the dump's metadata and digest, recipe, provenance, layers."""
+
+    metadata: DumpMetadata
+    dump_sha256: str
+    recipe: dict[str, Any]
+    provenance: dict[str, Any]
+    layers: tuple[QuantizedLayerFacts, ...]
+
+
+def read_quantized_facts(inventory: Inventory) -> QuantizedFacts:
+    """QuantizedFacts of a guarded file; DataError names what is missing, damaged or disagrees with the metadata."""
+    check_preamble(inventory, QUANTIZED_FORMAT, QUANTIZED_VERSION)
+    if inventory.superblock < CHECKSUMMED_SUPERBLOCK:
+        inventory.refuse("/", "metadata have no checksums; quantized files are written with libver v110")
+    metadata = read_metadata(inventory)
+    layers = tuple(_layer(inventory, metadata, name) for name in layer_names(inventory, metadata.n_layers))
+    return QuantizedFacts(
+        metadata=metadata,
+        dump_sha256=_digest(inventory, "/", "dump_sha256"),
+        recipe=_json(inventory, "/", "recipe"),
+        provenance=_json(inventory, "/", "provenance"),
+        layers=layers,
+    )
+
+
+def _layer(inventory: Inventory, metadata: DumpMetadata, name: str) -> QuantizedLayerFacts:
+    path = f"/layers/{name}"
+    sides = {side: _side(inventory, metadata, f"{path}/{side}") for side in SIDES}
+    keys, values = sides["keys"].shape, sides["values"].shape
+    if keys[:3] != values[:3]:
+        inventory.refuse(f"{path}/values/blocks", f"shape {values} disagrees with that of the keys, {keys}")
+    return QuantizedLayerFacts(name, read_layer_metadata(inventory, path), sides)
+
+
+def _side(inventory: Inventory, metadata: DumpMetadata, path: str) -> SideFacts:
+    inventory.require_group(path)
+    where = f"{path}/blocks"
+    blocks = inventory.require_dataset(where)
+    if blocks.value_type.name != "uint8":
+        inventory.refuse(where, f"type is {blocks.value_type.name}; expected uint8")
+    if len(blocks.shape) != 4 or blocks.shape[1] != metadata.n_kv_heads:
+        expected = f"(sequences, {metadata.n_kv_heads}, tokens, bytes)"
+        inventory.refuse(where, f"shape is {blocks.shape}; expected {expected}")
+    if not blocks.fletcher32:
+        inventory.refuse(where, "blocks have no fletcher32 checksum")
+    return SideFacts(
+        where,
+        blocks.shape,
+        _json(inventory, path, "codec"),
+        _json(inventory, path, "report"),
+        _digest(inventory, where, "sha256"),
+    )
+
+
+def _digest(inventory: Inventory, path: str, name: str) -> str:
+    value = inventory.label(path, name)
+    if len(value) != 64 or not _HEX.issuperset(value):
+        inventory.refuse(path, f"attribute {name!r} must be a SHA-256 in 64 hex digits")
+    return value
+
+
+def _json(inventory: Inventory, path: str, name: str) -> dict[str, Any]:
+    text = inventory.text(path, name)
+    if hashlib.sha256(text.encode()).hexdigest() != _digest(inventory, path, f"{name}_sha256"):
+        inventory.refuse(path, f"attribute {name!r} does not match its checksum: the file is damaged")
+
+    def no_constant(constant: str) -> NoReturn:
+        raise ValueError(f"{constant} is not allowed")
+
+    try:
+        document = json.loads(text, parse_constant=no_constant)
+    except (ValueError, RecursionError):
+        inventory.refuse(path, f"attribute {name!r} is not valid JSON")
+    if not isinstance(document, dict):
+        inventory.refuse(path, f"attribute {name!r} must be a JSON object")
+    return document

@@ -1,0 +1,118 @@
+"""Writes quantized files, version 1; docs/quantized-file.md describes them field by field."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from turbocode.dumps.atomic import AnyPath
+from turbocode.dumps.dump_writer import put_layer, put_metadata
+from turbocode.dumps.hdf5 import h5py
+from turbocode.dumps.hdf5_output import SequentialDataset, hdf5_output, put_json, put_text
+from turbocode.dumps.metadata import DumpMetadata
+from turbocode.dumps.quantized_schema import QUANTIZED_FORMAT, QUANTIZED_VERSION, SIDES
+from turbocode.errors import OptionError, OutputError
+
+
+@contextmanager
+def create_quantized(
+    path: AnyPath,
+    metadata: DumpMetadata,
+    *,
+    recipe: dict[str, Any],
+    provenance: dict[str, Any],
+    dump_sha256: str,
+    force: bool = False,
+    inputs: Iterable[AnyPath] = (),
+    expected_bytes: int | None = None,
+) -> Iterator[QuantizedWriter]:
+    """Context giving a QuantizedWriter; the file appears under `path` when the context ends well.
+
+    metadata, dump_sha256 : of the dump that is quantized; recipe, provenance : JSON objects
+    Errors : as `atomic_output`; OutputError where a side was not written whole.
+    """
+    with hdf5_output(path, force=force, inputs=inputs, expected_bytes=expected_bytes) as file:
+        put_text(file, "format", QUANTIZED_FORMAT)
+        file.attrs["format_version"] = QUANTIZED_VERSION
+        put_metadata(file, metadata)
+        put_text(file, "dump_sha256", dump_sha256)
+        put_json(file, "recipe", recipe)
+        put_json(file, "provenance", provenance)
+        writer = QuantizedWriter(file, metadata)
+        yield writer
+        writer.finish()
+        file.attrs["complete"] = 1
+
+
+class QuantizedWriter:
+    """Adds the layers of a quantized file, 000 first."""
+
+    def __init__(self, file: h5py.File, metadata: DumpMetadata) -> None:
+        self._file = file
+        self.metadata = metadata
+        self._layers: list[QuantizedLayerWriter] = []
+
+    def add_layer(
+        self, name: str, *, layer_index: int, n_seqs: int, n_tokens: int, window: int = 0, softcap: float = 0.0
+    ) -> QuantizedLayerWriter:
+        """QuantizedLayerWriter of the next layer."""
+        if len(self._layers) >= self.metadata.n_layers:
+            raise OptionError(f"layer {name!r} was added; metadata announces {self.metadata.n_layers} layers")
+        group = put_layer(self._file, len(self._layers), name, layer_index=layer_index, window=window, softcap=softcap)
+        layer = QuantizedLayerWriter(group, (n_seqs, self.metadata.n_kv_heads, n_tokens))
+        self._layers.append(layer)
+        return layer
+
+    def finish(self) -> None:
+        """Check that everything announced was written; called by `create_quantized`."""
+        if len(self._layers) != self.metadata.n_layers:
+            raise OutputError(f"{len(self._layers)} layers were added; metadata announces {self.metadata.n_layers}")
+        for layer in self._layers:
+            layer.check_finished()
+
+
+class QuantizedLayerWriter:
+    """Adds the keys and the values of one layer."""
+
+    def __init__(self, group: h5py.Group, shape: tuple[int, int, int]) -> None:
+        self._group, self._shape = group, shape
+        self._sides: dict[str, SideWriter] = {}
+
+    def add_side(self, side: str, *, codec: dict[str, Any], bytes_per_vector: int) -> SideWriter:
+        """SideWriter of the keys or the values, whose blocks `codec` describes."""
+        if side not in SIDES or side in self._sides:
+            raise OptionError(f"side {side!r} was added; allowed are keys and values, once each")
+        writer = SideWriter(self._group.create_group(side), (*self._shape, bytes_per_vector), codec)
+        self._sides[side] = writer
+        return writer
+
+    def check_finished(self) -> None:
+        for side in SIDES:
+            if side not in self._sides or not self._sides[side].finished:
+                raise OutputError(f"{self._group.name}/{side} was not finished")
+
+
+class SideWriter:
+    """Writes blocks in C order (sequence, head, token), then the report."""
+
+    def __init__(self, group: h5py.Group, shape: tuple[int, ...], codec: dict[str, Any]) -> None:
+        self._group = group
+        self.finished = False
+        put_json(group, "codec", codec)
+        self._blocks = SequentialDataset(group, "blocks", shape, "u1")
+
+    def write(self, seq: int, head: int, start: int, blocks: NDArray[np.uint8]) -> None:
+        """Append `blocks`, uint8 (n, bytes_per_vector); OptionError for another type or order."""
+        if blocks.dtype != np.uint8:
+            raise OptionError(f"blocks are {blocks.dtype}; uint8 is expected")
+        self._blocks.write((seq, head), start, blocks)
+
+    def finish(self, report: dict[str, Any]) -> None:
+        """Seal the blocks with their SHA-256 and write the report, a JSON object."""
+        self._blocks.finish()
+        put_json(self._group, "report", report)
+        self.finished = True
