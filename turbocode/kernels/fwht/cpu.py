@@ -18,47 +18,73 @@ RADIX = 8
 
 
 @strict
-def _radix8(v: Any, i: int, stride: int) -> None:
-    """Three butterfly stages, of distance stride, 2 * stride and 4 * stride, on eight values held in registers."""
-    x0, x1, x2, x3 = v[i], v[i + stride], v[i + 2 * stride], v[i + 3 * stride]
-    x4, x5, x6, x7 = v[i + 4 * stride], v[i + 5 * stride], v[i + 6 * stride], v[i + 7 * stride]
-    a0, a1, a2, a3 = x0 + x1, x0 - x1, x2 + x3, x2 - x3
-    a4, a5, a6, a7 = x4 + x5, x4 - x5, x6 + x7, x6 - x7
-    b0, b1, b2, b3 = a0 + a2, a1 + a3, a0 - a2, a1 - a3
-    b4, b5, b6, b7 = a4 + a6, a5 + a7, a4 - a6, a5 - a7
-    v[i], v[i + stride], v[i + 2 * stride], v[i + 3 * stride] = b0 + b4, b1 + b5, b2 + b6, b3 + b7
-    v[i + 4 * stride], v[i + 5 * stride] = b0 - b4, b1 - b5
-    v[i + 6 * stride], v[i + 7 * stride] = b2 - b6, b3 - b7
+def _stride_one(v: Any) -> None:
+    """Stages of distance 1, 2 and 4 on every run of eight values, held in registers."""
+    for i in range(0, v.shape[0], RADIX):
+        x0, x1, x2, x3, x4, x5, x6, x7 = v[i], v[i + 1], v[i + 2], v[i + 3], v[i + 4], v[i + 5], v[i + 6], v[i + 7]
+        a0, a1, a2, a3 = x0 + x1, x0 - x1, x2 + x3, x2 - x3
+        a4, a5, a6, a7 = x4 + x5, x4 - x5, x6 + x7, x6 - x7
+        b0, b1, b2, b3 = a0 + a2, a1 + a3, a0 - a2, a1 - a3
+        b4, b5, b6, b7 = a4 + a6, a5 + a7, a4 - a6, a5 - a7
+        v[i], v[i + 1], v[i + 2], v[i + 3] = b0 + b4, b1 + b5, b2 + b6, b3 + b7
+        v[i + 4], v[i + 5], v[i + 6], v[i + 7] = b0 - b4, b1 - b5, b2 - b6, b3 - b7
 
 
 @strict
-def butterflies(v: Any, width: int) -> None:
-    """Transform every run of `width` values of v in place, unnormalised, distances 1, 2, 4, ... in this order."""
-    n = v.shape[0]
+def _stride_eight(w: Any, lanes: int) -> None:
+    """Stages of distance 8, 16 and 32 on w (64,). lanes is 8: a variable, so that the loop stays one to vectorise."""
+    for i in range(lanes):
+        x0, x1, x2, x3, x4, x5, x6, x7 = (
+            w[i],
+            w[i + 8],
+            w[i + 16],
+            w[i + 24],
+            w[i + 32],
+            w[i + 40],
+            w[i + 48],
+            w[i + 56],
+        )
+        a0, a1, a2, a3 = x0 + x1, x0 - x1, x2 + x3, x2 - x3
+        a4, a5, a6, a7 = x4 + x5, x4 - x5, x6 + x7, x6 - x7
+        b0, b1, b2, b3 = a0 + a2, a1 + a3, a0 - a2, a1 - a3
+        b4, b5, b6, b7 = a4 + a6, a5 + a7, a4 - a6, a5 - a7
+        w[i], w[i + 8], w[i + 16], w[i + 24] = b0 + b4, b1 + b5, b2 + b6, b3 + b7
+        w[i + 32], w[i + 40], w[i + 48], w[i + 56] = b0 - b4, b1 - b5, b2 - b6, b3 - b7
+
+
+@strict
+def _stage(low: Any, high: Any) -> None:
+    for i in range(low.shape[0]):
+        a, b = low[i], high[i]
+        low[i] = a + b
+        high[i] = a - b
+
+
+@strict
+def butterflies(v: Any, width: int, lanes: int) -> None:
+    """Transform every run of `width` values of v in place, unnormalised; distances 1, 2, 4, ... in this order."""
     h = 1
     if width >= RADIX:
-        for i in range(0, n, RADIX):
-            _radix8(v, i, 1)
+        _stride_one(v)
         h = RADIX
     if width >= RADIX * RADIX:
-        for start in range(0, n, RADIX * RADIX):
-            for lane in range(RADIX):
-                _radix8(v, start + lane, RADIX)
+        for start in range(0, v.shape[0], RADIX * RADIX):
+            _stride_eight(v[start : start + RADIX * RADIX], lanes)
         h = RADIX * RADIX
     while h < width:
-        for start in range(0, n, 2 * h):
-            for j in range(start, start + h):
-                a, b = v[j], v[j + h]
-                v[j] = a + b
-                v[j + h] = a - b
+        for start in range(0, v.shape[0], 2 * h):
+            _stage(v[start : start + h], v[start + h : start + 2 * h])
         h *= 2
 
 
 @strict
-def transform(v: Any, mixed: Any, width: int, base: Any, last: Any) -> None:
-    """Apply base (x) butterflies to v in place, then multiply by `last` (signs times scale). mixed is scratch."""
+def transform(v: Any, mixed: Any, width: int, base: Any, last: Any, lanes: int) -> None:
+    """Apply base (x) butterflies to v in place, then multiply by `last` (signs times scale).
+
+    mixed is float32 scratch of the length of v; lanes is RADIX (see _stride_eight).
+    """
     n = v.shape[0]
-    butterflies(v, width)
+    butterflies(v, width, lanes)
     order = base.shape[0]
     if order > 1:
         for a in range(order):
@@ -74,7 +100,7 @@ def transform(v: Any, mixed: Any, width: int, base: Any, last: Any) -> None:
 
 
 @strict_parallel
-def _transform_all(x: Any, out: Any, width: int, base: Any, first: Any, last: Any) -> None:
+def _transform_all(x: Any, out: Any, width: int, base: Any, first: Any, last: Any, lanes: int) -> None:
     n_groups, n = x.shape
     for task in prange((n_groups + GROUPS_PER_TASK - 1) // GROUPS_PER_TASK):
         mixed = np.empty(n, np.float32)
@@ -82,7 +108,7 @@ def _transform_all(x: Any, out: Any, width: int, base: Any, first: Any, last: An
             row = out[g]
             for j in range(n):
                 row[j] = x[g, j] * first[j]
-            transform(row, mixed, width, base, last)
+            transform(row, mixed, width, base, last, lanes)
 
 
 def rotate(x: NDArray[np.float32], rotation: Rotation) -> NDArray[np.float32]:
@@ -99,5 +125,5 @@ def unrotate(y: NDArray[np.float32], rotation: Rotation) -> NDArray[np.float32]:
 def _apply(x: Any, rotation: Rotation, base: Any, first: Any, last: Any) -> NDArray[np.float32]:
     x = np.ascontiguousarray(x, dtype=np.float32)
     out = np.empty_like(x)
-    _transform_all(x, out, rotation.width, base, first, last * rotation.scale)
+    _transform_all(x, out, rotation.width, base, first, last * rotation.scale, RADIX)
     return out

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from turbocode.formats.block_format import BlockFormat, Layout
 from turbocode.kernels._cpu import GROUPS_PER_TASK, load_float32, prange, strict, strict_parallel
 from turbocode.kernels.fwht import Rotation
-from turbocode.kernels.fwht.cpu import transform
+from turbocode.kernels.fwht.cpu import RADIX, transform
 from turbocode.kernels.scalar import steps
 from turbocode.kernels.scalar.norm_mode import NormMode
+from turbocode.kernels.scalar.steps import dot
 
 _FLOAT16, _Q8_0, _Q4_0 = np.int64(Layout.FLOAT16), np.int64(Layout.Q8_0), np.int64(Layout.Q4_0)
 _SAFE_SQUARE = np.float32(2.0**120)  # above it a sum of squares may have lost values to overflow
@@ -37,15 +38,17 @@ class EncodedGroups:
 
 
 @strict
-def _moments(y: Any, decoded: Any, scale: Any, out: Any) -> None:
-    energy, error, product, decoded_energy = 0.0, 0.0, 0.0, 0.0
+def _moments(y: Any, decoded: Any, factor: Any, terms: Any, difference: Any, out: Any) -> None:
+    """Set out (4,) for y * factor and its decoded self; in float32 at the scale of y, where nothing overflows."""
+    inverse = _ONE / factor
     for j in range(y.shape[0]):
-        a, b = np.float64(y[j]) * scale, np.float64(decoded[j])
-        energy += a * a
-        error += (a - b) * (a - b)
-        product += a * b
-        decoded_energy += b * b
-    out[ENERGY], out[ERROR], out[DOT], out[DECODED_ENERGY] = energy, error, product, decoded_energy
+        decoded[j] *= inverse
+        difference[j] = y[j] - decoded[j]
+    square = np.float64(factor) * np.float64(factor)
+    out[ENERGY] = np.float64(dot(y, y, terms)) * square
+    out[ERROR] = np.float64(dot(difference, difference, terms)) * square
+    out[DOT] = np.float64(dot(y, decoded, terms)) * square
+    out[DECODED_ENERGY] = np.float64(dot(decoded, decoded, terms)) * square
 
 
 @strict_parallel
@@ -65,23 +68,24 @@ def _encode_all(
     base: Any,
     first: Any,
     last: Any,
+    lanes: int,
 ) -> None:
     n_groups, g = values.shape
     for task in prange((n_groups + GROUPS_PER_TASK - 1) // GROUPS_PER_TASK):
         y, mixed = np.empty(g, np.float32), np.empty(g, np.float32)
         u, c = np.empty(g, np.float32), np.empty(g, np.float32)
-        indices, lanes = np.empty(g, np.int32), np.empty(steps.LANES, np.float32)
+        indices, terms = np.empty(g, np.uint32), np.empty(g, np.float32)
         for group in range(task * GROUPS_PER_TASK, min(n_groups, (task + 1) * GROUPS_PER_TASK)):
             for j in range(g):
                 y[j] = load_float32(values[group, j])
             factor = _ONE
-            square = steps.dot(y, y, lanes)
+            square = dot(y, y, terms)
             flag = np.uint8(0)
             if not (square < _SAFE_SQUARE):
                 factor = _UP
                 for j in range(g):
                     y[j] *= _DOWN
-                square = steps.dot(y, y, lanes)
+                square = dot(y, y, terms)
                 if not (square <= _FINITE_MAX):
                     flag = steps.NONFINITE
                     square = _ZERO
@@ -90,7 +94,7 @@ def _encode_all(
             if is_rotated:
                 for j in range(g):
                     y[j] *= first[j]
-                transform(y, mixed, width, base, last)
+                transform(y, mixed, width, base, last, lanes)
             cut = False
             if layout == _FLOAT16:
                 for j in range(g):
@@ -114,7 +118,7 @@ def _encode_all(
                 for j in range(g):
                     u[j] = y[j] * inverse
                 steps.quantize(u, boundaries, centroids, indices, c)
-                uc, cc = steps.dot(u, c, lanes), steps.dot(c, c, lanes)
+                uc, cc = dot(u, c, terms), dot(c, c, terms)
                 stored = steps.corrected_norm(norm * factor, uc, cc, mode)
                 cut = steps.pack_group(indices, stored, layout, bits, values_per_block, out[group])
                 stored = steps.load_float16(out[group], 0)
@@ -123,7 +127,7 @@ def _encode_all(
             if cut:
                 flag |= steps.SATURATED
             flags[group] = flag
-            _moments(y, c, np.float64(factor), moments[group])
+            _moments(y, c, factor, terms, mixed, moments[group])
 
 
 @strict_parallel
@@ -139,17 +143,18 @@ def _decode_all(
     base: Any,
     first: Any,
     last: Any,
+    lanes: int,
 ) -> None:
     n_groups, g = out.shape
     for task in prange((n_groups + GROUPS_PER_TASK - 1) // GROUPS_PER_TASK):
-        mixed, indices = np.empty(g, np.float32), np.empty(g, np.int32)
+        mixed, indices = np.empty(g, np.float32), np.empty(g, np.uint32)
         for group in range(task * GROUPS_PER_TASK, min(n_groups, (task + 1) * GROUPS_PER_TASK)):
             y = out[group]
             steps.dequantize_group(stored[group], layout, bits, values_per_block, centroids, indices, y)
             if is_rotated:
                 for j in range(g):
                     y[j] *= first[j]
-                transform(y, mixed, width, base, last)
+                transform(y, mixed, width, base, last, lanes)
 
 
 def encode(
@@ -180,6 +185,7 @@ def encode(
         rotation.base,
         rotation.signs_before,
         rotation.signs_after * rotation.scale,
+        RADIX,
     )
     return EncodedGroups(out, moments, flags)
 
@@ -204,5 +210,6 @@ def decode(
         np.ascontiguousarray(rotation.base.T),
         rotation.signs_after,
         rotation.signs_before * rotation.scale,
+        RADIX,
     )
     return out

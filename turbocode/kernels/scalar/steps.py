@@ -1,6 +1,6 @@
 """What happens to one group inside the cpu kernels. v is float32 (g,), out the group's bytes.
 
-Sums run over eight lanes that are added pairwise at the end, so that their value does not depend on the compiler.
+Sums are trees of fixed shape, so that their value does not depend on the compiler.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from turbocode.formats.block_format import FLOAT16_MAX, FLOAT16_TINY, Layout
 from turbocode.kernels._cpu import float16_from_float32, float32_from_float16, strict
 from turbocode.kernels.scalar.norm_mode import NormMode
 
-LANES = 8
 SATURATED = np.uint8(1)  # flag of a group: a stored number was cut to the largest float16
 NONFINITE = np.uint8(2)  # flag of a group: it held a NaN or an infinity and was stored as zero
 
@@ -26,15 +25,22 @@ _Q8_MAX, _Q4_OFFSET = np.float32(127.0), np.float32(8.0)
 
 
 @strict
-def dot(a: Any, b: Any, lanes: Any) -> Any:
-    """Sum of a * b in float32; lanes is float32 (8,) scratch. The length is a multiple of eight."""
-    for lane in range(LANES):
-        lanes[lane] = _ZERO
-    for j in range(0, a.shape[0], LANES):
-        for lane in range(LANES):
-            lanes[lane] += a[j + lane] * b[j + lane]
-    even = (lanes[0] + lanes[1]) + (lanes[2] + lanes[3])
-    return even + ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7]))
+def dot(a: Any, b: Any, terms: Any) -> Any:
+    """Sum of a * b in float32; terms is float32 scratch of their length.
+
+    While the number of terms is even and above eight, the upper half is added to the lower; the rest one by one.
+    """
+    n = np.uint64(a.shape[0])
+    for j in range(n):
+        terms[j] = a[j] * b[j]
+    while n > np.uint64(8) and (n & np.uint64(1)) == np.uint64(0):
+        n = n >> np.uint64(1)
+        for j in range(n):
+            terms[j] += terms[j + n]
+    total = terms[0]
+    for j in range(np.uint64(1), n):
+        total += terms[j]
+    return total
 
 
 @strict
@@ -59,17 +65,17 @@ def load_float16(stored: Any, position: int) -> Any:
 
 @strict
 def quantize(u: Any, boundaries: Any, centroids: Any, indices: Any, c: Any) -> None:
-    """Set indices (int32) to the number of boundaries <= u, and c to their centroids."""
+    """Set indices (uint32) to the number of boundaries <= u, and c to their centroids. Boundaries come 3, 7 or 15."""
     g = u.shape[0]
+    boundary = boundaries[0]
     for j in range(g):
-        indices[j] = 0
-        c[j] = centroids[0]
-    for b in range(boundaries.shape[0]):
-        boundary, centroid, index = boundaries[b], centroids[b + 1], np.int32(b + 1)
+        indices[j] = np.uint32(u[j] >= boundary)
+    for b in range(1, boundaries.shape[0], 2):
+        first, second = boundaries[b], boundaries[b + 1]
         for j in range(g):
-            reached = u[j] >= boundary
-            indices[j] = index if reached else indices[j]
-            c[j] = centroid if reached else c[j]
+            indices[j] += np.uint32(np.uint32(u[j] >= first) + np.uint32(u[j] >= second))
+    for j in range(g):
+        c[j] = centroids[indices[j]]
 
 
 @strict
@@ -89,14 +95,20 @@ def corrected_norm(norm: Any, uc: Any, cc: Any, mode: int) -> Any:
 @strict
 def pack(indices: Any, bits: int, out: Any, position: int, start: int, count: int, shift: int) -> None:
     """Write `bits` bits of indices[start:start + count] >> shift at out[position:], least significant first."""
-    mask = np.uint64((1 << bits) - 1)
+    b, down = np.uint64(bits), np.uint64(shift)
+    mask = (np.uint64(1) << b) - np.uint64(1)
     for j in range(start, start + count, 8):
-        word = np.uint64(0)
-        for lane in range(8):
-            index = (np.uint64(indices[j + lane]) >> np.uint64(shift)) & mask
-            word |= index << np.uint64(bits * lane)
-        for byte in range(bits):
-            out[position] = np.uint8((word >> np.uint64(8 * byte)) & np.uint64(0xFF))
+        word = (np.uint64(indices[j]) >> down) & mask
+        word |= ((np.uint64(indices[j + 1]) >> down) & mask) << b
+        word |= ((np.uint64(indices[j + 2]) >> down) & mask) << (np.uint64(2) * b)
+        word |= ((np.uint64(indices[j + 3]) >> down) & mask) << (np.uint64(3) * b)
+        word |= ((np.uint64(indices[j + 4]) >> down) & mask) << (np.uint64(4) * b)
+        word |= ((np.uint64(indices[j + 5]) >> down) & mask) << (np.uint64(5) * b)
+        word |= ((np.uint64(indices[j + 6]) >> down) & mask) << (np.uint64(6) * b)
+        word |= ((np.uint64(indices[j + 7]) >> down) & mask) << (np.uint64(7) * b)
+        for _ in range(bits):
+            out[position] = np.uint8(word & np.uint64(0xFF))
+            word = word >> np.uint64(8)
             position += 1
 
 
@@ -111,7 +123,7 @@ def unpack(stored: Any, bits: int, position: int, indices: Any, start: int, coun
             position += 1
         for lane in range(8):
             index = (word >> np.uint64(bits * lane)) & mask
-            indices[j + lane] += np.int32(index << np.uint64(shift))
+            indices[j + lane] |= np.uint32(index << np.uint64(shift))
 
 
 @strict
@@ -219,7 +231,7 @@ def decode_q4_0(stored: Any, position: int, decoded: Any, start: int, count: int
 def dequantize_group(
     stored: Any, layout: int, bits: int, values_per_block: int, centroids: Any, indices: Any, y: Any
 ) -> None:
-    """Set y (g,) to the rotated values of one group of any layout; indices is int32 (g,) scratch."""
+    """Set y (g,) to the rotated values of one group of any layout; indices is uint32 (g,) scratch."""
     g = y.shape[0]
     if layout == _Q8_0:
         for block in range(g // values_per_block):
