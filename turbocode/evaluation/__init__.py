@@ -1,0 +1,1 @@
+"""Measurements and checks of dumps, quantized files and the installation."""
