@@ -1,5 +1,6 @@
 """Codecs (floor 2): transform, rotation, codebook and format as one object with two verbs, encode and decode."""
 
+from turbocode.codecs.attention import decode_attention, merge_attention
 from turbocode.codecs.catalog import make_codec
 from turbocode.codecs.codec import Codec, codec_from_description
 from turbocode.codecs.report import EncodeReport
@@ -12,6 +13,8 @@ __all__ = [
     "EncodeReport",
     "codec_from_description",
     "codec_summary",
+    "decode_attention",
     "make_codec",
+    "merge_attention",
     "parse_codec",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -61,6 +61,10 @@ class Codec:
         """Stored bits per value, everything counted."""
         return 8 * self.bytes_per_vector / self.head_dim
 
+    def for_head(self, head: int) -> Codec:
+        """This codec with the codebook of one KV head."""
+        return replace(self, codebooks=(self.codebooks[head],)) if len(self.codebooks) > 1 else self
+
     def tables(self, head: int = 0) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """(centroids, boundaries) of one KV head in float32, scaled for unit vectors of one group; zeros if none."""
         if not self.codebooks:
@@ -114,7 +118,7 @@ class Codec:
         return values.reshape(*blocks.shape[:-1], self.head_dim)
 
     def rotate(self, vectors: NDArray[Any]) -> NDArray[np.float32]:
-        """Queries float32 (..., head_dim) in the basis of the blocks, in which decode(..., unrotate=False) gives keys."""
+        """Queries float32 (..., head_dim) in the basis of the blocks, that of decode(..., unrotate=False)."""
         from turbocode.kernels.fwht import cpu
 
         groups = np.ascontiguousarray(vectors, dtype=np.float32).reshape(-1, self.block_format.group_size)

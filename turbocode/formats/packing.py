@@ -18,8 +18,7 @@ def unpack_bits(packed: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     """Indices (..., g) of bytes (..., g * bits / 8); the inverse of `pack_bits`."""
     digits = np.unpackbits(packed, axis=-1, bitorder="little")
     weights = (1 << np.arange(bits)).astype(np.uint8)
-    indices: NDArray[np.uint8] = digits.reshape(*digits.shape[:-1], -1, bits) @ weights
-    return indices
+    return np.asarray(digits.reshape(*digits.shape[:-1], -1, bits) @ weights, dtype=np.uint8)
 
 
 def pack_nibbles(indices: NDArray[Any]) -> NDArray[np.uint8]:

@@ -186,6 +186,7 @@ def _attend(
         for r in range(n_rows):
             end = max(end, last_token[seq, r] + 1)
             begin = min(begin, max(0, last_token[seq, r] + 1 - window) if window > 0 else 0)
+        end = min(end, k_blocks.shape[2])
         length = (max(0, end - begin) + n_splits - 1) // n_splits
         first = begin + split * length
         stop = min(end, first + length)
@@ -275,8 +276,9 @@ def decode_attention(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """(output, lse): float32 (S, H, R, D), (S, H, R), of queries (S, H, R, D) in the basis of the key blocks.
 
-    The output is in the basis of the value blocks. last_token int64 (S, R), at most n_tokens - 1; -1 sees nothing and
-    gives 0 and -inf. window counts tokens (0: all); softcap 0 is none; n_splits is chosen from the threads if None.
+    The output is in the basis of the value blocks. last_token int64 (S, R); below 0 a row sees nothing and gives 0 and
+    -inf, tokens behind the blocks are not counted. window counts tokens (0: all); softcap 0 is none; n_splits is chosen
+    from the threads if None.
     """
     n_seqs, n_heads, n_rows, d = queries.shape
     n_kv_heads, n_tokens = keys.blocks.shape[1:3]

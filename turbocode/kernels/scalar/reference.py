@@ -105,11 +105,11 @@ def dequantize(blocks: NDArray[np.void], block_format: BlockFormat, centroids: N
     elif layout is Layout.Q8_0:
         values = blocks["quants"] * blocks["scale"].astype(np.float64)[..., None]
     elif layout is Layout.Q4_0:
-        quants = unpack_nibbles(blocks["quants"]).astype(np.float64) - Q4_OFFSET
-        values = quants * blocks["scale"].astype(np.float64)[..., None]
+        offset = unpack_nibbles(blocks["quants"]).astype(np.float64) - Q4_OFFSET
+        values = offset * blocks["scale"].astype(np.float64)[..., None]
     else:
         if layout is Layout.SPLIT_PLANES:
-            indices = unpack_bits(blocks["low_bits"], 2) | (unpack_bits(blocks["high_bits"], 1) << 2)
+            indices = np.bitwise_or(unpack_bits(blocks["low_bits"], 2), unpack_bits(blocks["high_bits"], 1) * 4)
         else:
             indices = unpack_bits(blocks["indices"], block_format.bits)
         values = np.asarray(centroids, dtype=np.float64)[indices] * blocks["norm"].astype(np.float64)[..., None]

@@ -1,0 +1,91 @@
+"""Attention of new tokens over packed caches: rotate the query once, read the blocks, un-rotate the output once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from turbocode.codecs.codec import Codec
+from turbocode.errors import OptionError
+from turbocode.kernels.attention import PackedSide
+
+
+def packed_side(codec: Codec, blocks: NDArray[np.uint8]) -> PackedSide:
+    """Blocks uint8 (n_seqs, n_kv_heads, n_tokens, bytes_per_vector) with the codebooks to read them."""
+    n_tables = len(codec.codebooks) or 1
+    if n_tables > 1 and n_tables != blocks.shape[1]:
+        raise OptionError(f"{codec.name} has codebooks of {n_tables} heads; the blocks have {blocks.shape[1]}")
+    centroids = np.stack([codec.tables(head)[0] for head in range(n_tables)])
+    return PackedSide(np.ascontiguousarray(blocks), codec.block_format, centroids)
+
+
+def decode_attention(
+    queries: NDArray[Any],
+    key_codec: Codec,
+    key_blocks: NDArray[np.uint8],
+    value_codec: Codec,
+    value_blocks: NDArray[np.uint8],
+    last_token: NDArray[np.integer[Any]],
+    *,
+    scale: float,
+    window: int = 0,
+    softcap: float = 0.0,
+    n_splits: int | None = None,
+    first_token: int | None = None,
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """(output, lse) of `queries` over a packed cache: float32 of the shape of queries, and that without head_dim.
+
+    queries : (n_seqs, n_query_heads, n_rows, head_dim); query head h reads KV head h // (n_query_heads // n_kv_heads)
+    key_blocks, value_blocks : uint8 (n_seqs, n_kv_heads, n_tokens, bytes_per_vector of the codec)
+    last_token : integers (n_seqs, n_rows): row r sees tokens 0..last_token, of these the last `window` (0: all);
+        -1 sees none and gives 0 and -inf. Sequences of different length differ in last_token; what lies behind it is not read.
+    first_token : position of the first block, where the blocks are one piece of a longer cache; pieces are merged with
+        `merge_attention`. None: the blocks are the whole cache, and last_token has to lie in it
+    scale : factor on <q, k>; softcap : logits become softcap * tanh(logits / softcap), 0 for none
+    Raises OptionError for shapes that disagree.
+    """
+    from turbocode.kernels.attention import cpu
+
+    queries, last_token = np.asarray(queries), np.asarray(last_token)
+    keys, values = packed_side(key_codec, key_blocks), packed_side(value_codec, value_blocks)
+    if queries.ndim != 4 or keys.blocks.ndim != 4 or keys.blocks.shape[:3] != values.blocks.shape[:3]:
+        raise OptionError(
+            f"queries {queries.shape}, key blocks {key_blocks.shape} and value blocks {value_blocks.shape} do not fit: "
+            "(n_seqs, n_query_heads, n_rows, head_dim) and (n_seqs, n_kv_heads, n_tokens, bytes) are needed"
+        )
+    n_seqs, n_kv_heads, n_tokens = keys.blocks.shape[:3]
+    for codec, side in ((key_codec, keys), (value_codec, values)):
+        if codec.head_dim != queries.shape[3] or side.blocks.shape[3] != codec.bytes_per_vector:
+            raise OptionError(f"{codec.name} with head_dim {codec.head_dim} does not fit queries or blocks given")
+    if queries.shape[0] != n_seqs or queries.shape[1] % n_kv_heads or last_token.shape != (n_seqs, queries.shape[2]):
+        raise OptionError(
+            f"queries {queries.shape} and last_token {last_token.shape} do not fit "
+            f"{n_seqs} sequences of {n_kv_heads} KV heads"
+        )
+    beyond = np.inf if first_token is not None else n_tokens
+    if last_token.size and not (last_token.min() >= -1 and last_token.max() < beyond):
+        raise OptionError(
+            f"last_token runs from {last_token.min()} to {last_token.max()}; allowed: -1 to {n_tokens - 1}"
+        )
+    output, lse = cpu.decode_attention(
+        key_codec.rotate(queries),
+        keys,
+        values,
+        last_token.astype(np.int64) - (first_token or 0),
+        scale=scale,
+        window=window,
+        softcap=softcap,
+        n_splits=n_splits,
+    )
+    return value_codec.unrotate(output), lse
+
+
+def merge_attention(
+    outputs: NDArray[np.float32], lse: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """(output, lse) over a whole cache from those of its pieces, stacked on the leading axis."""
+    from turbocode.kernels.attention import cpu
+
+    return cpu.merge_partials(outputs, lse, np.ones_like(lse))

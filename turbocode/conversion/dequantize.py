@@ -1,0 +1,75 @@
+"""A quantized file back into a dump: what its blocks stand for, in float16, bfloat16 or float32."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from turbocode.codecs import codec_from_description
+from turbocode.conversion.slabs import slab_tokens, slabs
+from turbocode.dumps import QuantizedFile, create_dump
+from turbocode.errors import OptionError
+from turbocode.policies.recipe import SIDES
+
+LOGICAL_DTYPES = ("float16", "bfloat16", "float32")
+_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
+_FLOAT16_MAX = np.float32(65504.0)
+
+
+def dequantize_file(
+    quantized: QuantizedFile,
+    output: str | os.PathLike[str],
+    *,
+    max_memory: int,
+    logical_dtype: str | None = None,
+    force: bool = False,
+    advance: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
+    """Write the decoded keys and values of `quantized` to `output`, a dump without queries; a JSON summary.
+
+    logical_dtype : of the dump; by default that of the dump the file was made from. What passes 65504 in float16 is
+    cut to it and counted in `saturated_values`.
+    """
+    metadata = quantized.metadata
+    dtype = logical_dtype or metadata.logical_dtype
+    if dtype not in LOGICAL_DTYPES:
+        raise OptionError(f"unknown dtype {dtype!r}; allowed: {', '.join(LOGICAL_DTYPES)}")
+    n_vectors = sum(layer.n_seqs * metadata.n_kv_heads * layer.n_tokens * len(SIDES) for layer in quantized.layers)
+    n_bytes = n_vectors * metadata.head_dim * _BYTES[dtype]
+    saturated = 0
+    described = replace(metadata, logical_dtype=dtype, sha256=None)
+    with create_dump(output, described, force=force, inputs=[quantized.path], expected_bytes=n_bytes) as writer:
+        for layer in quantized.layers:
+            target = writer.add_layer(
+                layer.name,
+                layer_index=layer.layer_index,
+                n_seqs=layer.n_seqs,
+                n_tokens=layer.n_tokens,
+                window=layer.window,
+                softcap=layer.softcap,
+            )
+            size = slab_tokens(metadata.head_dim, 1, max_memory)
+            for side in SIDES:
+                stored = layer.side(side)
+                codec = codec_from_description(stored.codec, file=quantized.path)
+                for seq in range(layer.n_seqs):
+                    for head in range(metadata.n_kv_heads):
+                        for start, stop in slabs(layer.n_tokens, size):
+                            values = codec.decode(stored.read(seq, head, start, stop), head)
+                            if dtype == "float16":
+                                saturated += int((np.abs(values) > _FLOAT16_MAX).sum())
+                                np.clip(values, -_FLOAT16_MAX, _FLOAT16_MAX, out=values)
+                            target.write(side, seq, head, start, values)
+                            if advance:
+                                advance(stop - start)
+    return {
+        "output": os.fspath(output),
+        "logical_dtype": dtype,
+        "n_vectors": n_vectors,
+        "n_bytes": n_bytes,
+        "saturated_values": saturated,
+    }

@@ -1,0 +1,19 @@
+"""Which software wrote a file."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+_PACKAGES = ("turbocode", "numpy", "numba", "h5py")
+
+
+def provenance(command: str) -> dict[str, Any]:
+    """{"command", "versions"}: of an output. No time, no host: equal inputs give equal bytes."""
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    return {"command": command, "versions": versions}

@@ -1,0 +1,131 @@
+"""A dump into a quantized file: read, encode, write, one slab of one head after another."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from turbocode.codecs import Codec, EncodeReport
+from turbocode.conversion.provenance import provenance
+from turbocode.conversion.slabs import slab_tokens, slabs
+from turbocode.dumps import Dump, create_quantized
+from turbocode.formats.block_format import FLOAT16_BITS
+from turbocode.policies import Recipe, resolve_codec
+from turbocode.policies.recipe import SIDES
+
+AnyPath = str | os.PathLike[str]
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class QuantizePlan:
+    """Which codec every layer and side gets, and what the result will weigh.
+
+    codecs : (layer name, side) -> Codec; n_values : values in the cache; n_bytes : bytes of their blocks
+    """
+
+    codecs: dict[tuple[str, str], Codec]
+    n_values: int
+    n_bytes: int
+
+    @property
+    def bits_per_value(self) -> float:
+        return 8 * self.n_bytes / self.n_values
+
+    @property
+    def compression(self) -> float:
+        """How many times smaller than float16."""
+        return FLOAT16_BITS / self.bits_per_value
+
+
+def plan_quantize(dump: Dump, recipe: Recipe) -> QuantizePlan:
+    """The plan of `recipe` for `dump`. Raises OptionError for codecs that do not fit its head_dim or its layers."""
+    metadata = dump.metadata
+    recipe.check_layers(metadata.n_layers)
+    codecs: dict[tuple[str, str], Codec] = {}
+    n_vectors = n_bytes = 0
+    for number, layer in enumerate(dump.layers):
+        for side in SIDES:
+            spec = recipe.codec_for(number, side)
+            codec = resolve_codec(spec, metadata.head_dim, layer=layer.name, side=side, n_kv_heads=metadata.n_kv_heads)
+            codecs[layer.name, side] = codec
+            count = layer.n_seqs * metadata.n_kv_heads * layer.n_tokens
+            n_vectors += count
+            n_bytes += count * codec.bytes_per_vector
+    return QuantizePlan(codecs, n_vectors * metadata.head_dim, n_bytes)
+
+
+def quantize_dump(
+    dump: Dump,
+    output: AnyPath,
+    recipe: Recipe,
+    *,
+    max_memory: int,
+    force: bool = False,
+    advance: Advance | None = None,
+) -> dict[str, Any]:
+    """Write `dump` coded by `recipe` to `output`; what it cost, as a JSON object.
+
+    max_memory : bytes that slabs may use; advance : called with the number of vectors just written
+    The keys of the result: layers (per layer and side: codec, nmse, mean_cosine, bits_per_value, ...), total.
+    Raises DataError (non-finite values), OutputError, StorageError; the output appears whole or not at all.
+    """
+    plan = plan_quantize(dump, recipe)
+    rows: list[dict[str, Any]] = []
+    with create_quantized(
+        output,
+        dump.metadata,
+        recipe=recipe.model_dump(exclude_none=True),
+        provenance=provenance("turbocode quantize"),
+        dump_sha256=dump.content_sha256(),
+        force=force,
+        inputs=[dump.path],
+        expected_bytes=plan.n_bytes,
+    ) as writer:
+        for layer in dump.layers:
+            target = writer.add_layer(
+                layer.name,
+                layer_index=layer.layer_index,
+                n_seqs=layer.n_seqs,
+                n_tokens=layer.n_tokens,
+                window=layer.window,
+                softcap=layer.softcap,
+            )
+            size = slab_tokens(dump.metadata.head_dim, layer.chunk_tokens, max_memory)
+            for side in SIDES:
+                codec = plan.codecs[layer.name, side]
+                blocks = target.add_side(side, codec=codec.describe(), bytes_per_vector=codec.bytes_per_vector)
+                report = EncodeReport()
+                for seq in range(layer.n_seqs):
+                    for head in range(dump.metadata.n_kv_heads):
+                        for start, stop in slabs(layer.n_tokens, size):
+                            encoded, cost = codec.encode(layer.read(side, seq, head, start, stop), head)
+                            blocks.write(seq, head, start, encoded)
+                            report.add(cost)
+                            if advance:
+                                advance(stop - start)
+                blocks.finish(report.to_json())
+                rows.append(_row(layer.name, side, codec, report))
+    total = {
+        "n_values": plan.n_values,
+        "n_bytes": plan.n_bytes,
+        "bits_per_value": plan.bits_per_value,
+        "compression": plan.compression,
+        "saturated_vectors": sum(row["saturated_vectors"] for row in rows),
+        "nonfinite_replaced": dump.nonfinite_replaced,
+    }
+    return {"output": os.fspath(output), "layers": rows, "total": total}
+
+
+def _row(layer: str, side: str, codec: Codec, report: EncodeReport) -> dict[str, Any]:
+    return {
+        "layer": layer,
+        "side": side,
+        "codec": codec.name,
+        "rotation": codec.rotation.kind,
+        "norm_mode": codec.norm_mode if codec.block_format.has_codebook else None,
+        "bits_per_value": codec.bits_per_value,
+        **report.to_json(),
+    }

@@ -1,0 +1,25 @@
+"""Slabs: how many tokens of one head are handled at once under a memory limit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from turbocode.errors import OptionError
+
+MAX_SLAB_TOKENS = 1 << 16  # longer slabs gain nothing and make progress coarse
+BYTES_PER_VALUE = 24  # float16 or float32 input, float32 output, a float64 temporary, blocks and statistics
+
+
+def slab_tokens(head_dim: int, chunk_tokens: int, max_memory: int) -> int:
+    """Tokens in one slab: whole chunks where they fit. Raises OptionError if not even one token fits."""
+    fit = max_memory // (head_dim * BYTES_PER_VALUE)
+    if fit < 1:
+        raise OptionError(f"{max_memory} bytes of memory do not hold one vector of {head_dim} values")
+    fit = min(fit, MAX_SLAB_TOKENS)
+    return fit // chunk_tokens * chunk_tokens or fit
+
+
+def slabs(n_tokens: int, size: int) -> Iterator[tuple[int, int]]:
+    """(start, stop) of consecutive slabs of `size` tokens that cover n_tokens."""
+    for start in range(0, n_tokens, size):
+        yield start, min(n_tokens, start + size)

@@ -1,0 +1,245 @@
+"""Packed attention against the exact attention of a dump, layer by layer: the proof of a codec's quality."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from turbocode.codecs import Codec, EncodeReport, codec_from_description
+from turbocode.codecs.attention import decode_attention, merge_attention
+from turbocode.conversion.quantize import QuantizePlan
+from turbocode.conversion.slabs import slabs
+from turbocode.dumps import Dump, DumpLayer, QuantizedFile
+from turbocode.errors import DataError, OptionError
+from turbocode.evaluation.attention_error import HeadComparison
+from turbocode.policies.recipe import SIDES
+
+MIN_TILE_TOKENS, MAX_TILE_TOKENS = 64, 4096
+_FLOAT64_ARRAYS_PER_ROW = 10  # logits, weights and temporaries of a tile that exist at once
+_FLOAT64_ARRAYS_PER_TOKEN = 8  # exact and coded keys and values in float32 and float64
+TAIL = 99.9  # percentile that stands for the tail of the KL divergence
+
+
+class BlockSource(Protocol):
+    """Where the blocks of a comparison come from."""
+
+    def codec(self, layer: str, side: str) -> Codec: ...
+
+    def blocks(
+        self, layer: str, side: str, seq: int, head: int, start: int, exact: NDArray[Any]
+    ) -> NDArray[np.uint8]: ...
+
+
+@dataclass(frozen=True)
+class EncodedNow:
+    """Blocks encoded from the dump as they are needed."""
+
+    plan: QuantizePlan
+
+    def codec(self, layer: str, side: str) -> Codec:
+        return self.plan.codecs[layer, side]
+
+    def blocks(self, layer: str, side: str, seq: int, head: int, start: int, exact: NDArray[Any]) -> NDArray[np.uint8]:
+        return self.codec(layer, side).encode(exact, head)[0]
+
+
+class StoredBlocks:
+    """Blocks read from a quantized file. Raises DataError if it was not made from `dump`."""
+
+    def __init__(self, quantized: QuantizedFile, dump: Dump) -> None:
+        if quantized.dump_sha256 != dump.content_sha256():
+            raise DataError(f"was not made from {dump.path}: the SHA-256 of the dump differs", file=quantized.path)
+        self._sides = {(layer.name, side): layer.side(side) for layer in quantized.layers for side in SIDES}
+        self._codecs = {
+            key: codec_from_description(side.codec, file=quantized.path) for key, side in self._sides.items()
+        }
+
+    def codec(self, layer: str, side: str) -> Codec:
+        return self._codecs[layer, side]
+
+    def blocks(self, layer: str, side: str, seq: int, head: int, start: int, exact: NDArray[Any]) -> NDArray[np.uint8]:
+        return self._sides[layer, side].read(seq, head, start, start + len(exact))
+
+
+@dataclass
+class _Figures:
+    """Per-row figures of the query heads of one layer, or of all."""
+
+    kl: list[NDArray[np.float64]] = field(default_factory=list)
+    logit_variance: list[NDArray[np.float64]] = field(default_factory=list)
+    same_top: list[NDArray[np.float64]] = field(default_factory=list)
+    squares: dict[str, float] = field(default_factory=dict)
+    head_kl: dict[int, list[float]] = field(default_factory=dict)
+
+    def add_square(self, name: str, difference: NDArray[Any]) -> None:
+        self.squares[name] = self.squares.get(name, 0.0) + float((difference * difference).sum())
+
+    def merge(self, other: _Figures) -> None:
+        self.kl += other.kl
+        self.logit_variance += other.logit_variance
+        self.same_top += other.same_top
+        for name, value in other.squares.items():
+            self.squares[name] = self.squares.get(name, 0.0) + value
+
+    def _relative(self, error: str, of: str) -> float:
+        return float(np.sqrt(self.squares[error] / self.squares[of])) if self.squares[of] else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        kl = np.concatenate(self.kl)
+        return {
+            "n_rows": int(kl.size),
+            "logit_error": float(np.sqrt(np.concatenate(self.logit_variance).mean())),
+            "kl_mean": float(kl.mean()),
+            "kl_median": float(np.median(kl)),
+            "kl_p999": float(np.percentile(kl, TAIL)),
+            "kl_max": float(kl.max()),
+            "same_top": float(np.concatenate(self.same_top).mean()),
+            "output_error": self._relative("packed", "output"),
+            "output_error_k": self._relative("k", "output"),
+            "output_error_v": self._relative("v", "output"),
+            "kernel_error": self._relative("kernel", "output_kv"),
+        }
+
+
+def compare_attention(
+    dump: Dump, source: BlockSource, *, max_memory: int, advance: Callable[[int], None] | None = None
+) -> dict[str, Any]:
+    """How attention over the blocks of `source` differs from the exact attention of `dump`; a JSON object.
+
+    advance : called with the number of tokens just compared (per KV head)
+    Figures, per layer and in total: logit_error (RMS of the logit error around its row mean), kl_mean / kl_median /
+    kl_p999 / kl_max of KL(exact || coded) in nats, same_top (share of rows whose strongest token stays),
+    output_error (relative L2 of the packed kernel's output), output_error_k and output_error_v (only K, only V coded),
+    kernel_error (packed kernel against float64 attention over the decoded values), worst_head by mean KL, nmse.
+    Raises DataError if the dump has no queries.
+    """
+    if not any(layer.n_rows for layer in dump.layers):
+        raise DataError("the dump holds no queries, so it has no attention to compare", file=dump.path)
+    total, rows = _Figures(), []
+    for layer in dump.layers:
+        if not layer.n_rows:
+            continue
+        figures, costs = _compare_layer(dump, layer, source, max_memory, advance)
+        total.merge(figures)
+        head_means = {head: float(np.mean(values)) for head, values in figures.head_kl.items()}
+        worst = max(head_means, key=lambda head: head_means[head])
+        codecs = {side: source.codec(layer.name, side) for side in SIDES}
+        rows.append(
+            {
+                "layer": layer.name,
+                "k": codecs["keys"].name,
+                "v": codecs["values"].name,
+                "bits_per_value": (codecs["keys"].bits_per_value + codecs["values"].bits_per_value) / 2,
+                "nmse_k": costs["keys"].nmse,
+                "nmse_v": costs["values"].nmse,
+                **figures.to_json(),
+                "worst_head": {"head": worst, "kl_mean": head_means[worst]},
+            }
+        )
+    bits = float(np.mean([row["bits_per_value"] for row in rows]))
+    return {"dump": dump.path, "layers": rows, "total": {"bits_per_value": bits, **total.to_json()}}
+
+
+def _compare_layer(
+    dump: Dump, layer: DumpLayer, source: BlockSource, max_memory: int, advance: Callable[[int], None] | None
+) -> tuple[_Figures, dict[str, EncodeReport]]:
+    metadata = dump.metadata
+    q_per_kv = metadata.n_query_heads // metadata.n_kv_heads
+    figures, costs = _Figures(), {side: EncodeReport() for side in SIDES}
+    positions = layer.query_positions()
+    tile = tile_tokens(q_per_kv * layer.n_rows, metadata.head_dim, max_memory)
+    for seq in range(layer.n_seqs):
+        last = np.tile(positions[seq], q_per_kv)
+        for head in range(metadata.n_kv_heads):
+            codecs = {side: source.codec(layer.name, side).for_head(head) for side in SIDES}
+            heads = range(head * q_per_kv, (head + 1) * q_per_kv)
+            queries = np.stack([layer.read("queries", seq, h) for h in heads]).astype(np.float64)
+            comparison = HeadComparison(
+                queries.reshape(-1, metadata.head_dim),
+                last,
+                scale=metadata.attention_scale,
+                window=layer.window,
+                softcap=layer.softcap,
+            )
+            packed = _PackedHead(queries, positions[seq], metadata.attention_scale, layer)
+            for start, stop in slabs(int(positions[seq].max()) + 1, tile):
+                exact, decoded, blocks = {}, {}, {}
+                for side in SIDES:
+                    exact[side] = layer.read(side, seq, head, start, stop)
+                    blocks[side] = source.blocks(layer.name, side, seq, head, start, exact[side])
+                    decoded[side] = codecs[side].decode(blocks[side])
+                    costs[side].add(_cost(exact[side], decoded[side]))
+                comparison.add(start, exact["keys"], exact["values"], decoded["keys"], decoded["values"])
+                packed.add(start, codecs, blocks)
+                if advance:
+                    advance(stop - start)
+            result = comparison.result()
+            output = packed.output().reshape(-1, metadata.head_dim)
+            figures.kl.append(result["kl"])
+            figures.logit_variance.append(result["logit_variance"])
+            figures.same_top.append(result["same_top"])
+            figures.add_square("output", result["output"])
+            figures.add_square("output_kv", result["output_kv"])
+            figures.add_square("packed", output - result["output"])
+            figures.add_square("kernel", output - result["output_kv"])
+            figures.add_square("k", result["output_k"] - result["output"])
+            figures.add_square("v", result["output_v"] - result["output"])
+            for index, h in enumerate(heads):
+                rows = slice(index * layer.n_rows, (index + 1) * layer.n_rows)
+                figures.head_kl.setdefault(h, []).append(float(result["kl"][rows].mean()))
+    return figures, costs
+
+
+class _PackedHead:
+    """The packed kernel over the slabs of one KV head, merged by log-sum-exp as a cache in pieces is."""
+
+    def __init__(
+        self, queries: NDArray[np.float64], positions: NDArray[np.int64], scale: float, layer: DumpLayer
+    ) -> None:
+        self._queries = queries[None].astype(np.float32)
+        self._positions, self._scale, self._layer = positions[None], scale, layer
+        self._outputs: list[NDArray[np.float32]] = []
+        self._lse: list[NDArray[np.float32]] = []
+
+    def add(self, start: int, codecs: dict[str, Codec], blocks: dict[str, NDArray[np.uint8]]) -> None:
+        """Attend over the blocks (n, bytes_per_vector) of tokens start, start + 1, ..."""
+        output, lse = decode_attention(
+            self._queries,
+            codecs["keys"],
+            blocks["keys"][None, None],
+            codecs["values"],
+            blocks["values"][None, None],
+            self._positions,
+            scale=self._scale,
+            window=self._layer.window,
+            softcap=self._layer.softcap,
+            first_token=start,
+        )
+        self._outputs.append(output)
+        self._lse.append(lse)
+
+    def output(self) -> NDArray[np.float32]:
+        """The merged output, float32 (1, n_query_heads of this KV head, n_rows, head_dim)."""
+        return merge_attention(np.stack(self._outputs), np.stack(self._lse))[0]
+
+
+def tile_tokens(n_rows: int, head_dim: int, max_memory: int) -> int:
+    """Tokens compared at once under a memory limit. Raises OptionError where even a small tile does not fit."""
+    per_token = 8 * (n_rows * _FLOAT64_ARRAYS_PER_ROW + head_dim * _FLOAT64_ARRAYS_PER_TOKEN)
+    tokens = min(MAX_TILE_TOKENS, max_memory // per_token)
+    if tokens < MIN_TILE_TOKENS:
+        raise OptionError(
+            f"{max_memory} bytes of memory do not hold {MIN_TILE_TOKENS} tokens for {n_rows} query rows",
+            hint=f"--max-memory {MIN_TILE_TOKENS * per_token} is enough",
+        )
+    return int(tokens)
+
+
+def _cost(exact: NDArray[Any], decoded: NDArray[np.float32]) -> EncodeReport:
+    x, y = exact.astype(np.float64), decoded.astype(np.float64)
+    moments = np.stack([(x * x).sum(1), ((x - y) ** 2).sum(1), (x * y).sum(1), (y * y).sum(1)], axis=1)
+    return EncodeReport.from_moments(moments, np.zeros(len(x), dtype=np.bool_))

@@ -1,0 +1,173 @@
+"""A recipe: which codec each layer's keys and values get. Written as YAML or JSON, checked strictly.
+
+    version: 1
+    k: turbo3
+    v: turbo4:norm=mse
+    layers:
+      "0-1": {k: q8_0, v: q8_0}
+      "7": {v: f16}
+
+Layers are counted as the dump counts them: 0 is the first layer that owns a KV cache. Later entries win.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from turbocode.codecs import CodecSpec, parse_codec
+from turbocode.errors import DataError, NoInputError, OptionError
+
+MAX_RECIPE_BYTES = 1 << 20
+MAX_LAYER = 9999
+SIDES = ("keys", "values")
+_RANGE = re.compile(r"(\d{1,4})(?:-(\d{1,4}))?")
+
+
+def parse_layers(text: str) -> tuple[int, ...]:
+    """The layer numbers that `0-3,7` names, ascending, without duplicates. Raises OptionError where it names none."""
+    numbers: set[int] = set()
+    for part in text.split(","):
+        match = _RANGE.fullmatch(part.strip())
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if last < first:
+            raise OptionError(f"layers {text!r}: {part.strip()!r} is not a number or a range such as 0-3")
+        numbers.update(range(first, last + 1))
+    return tuple(sorted(numbers))
+
+
+class LayerChoice(BaseModel):
+    """The codecs of one or more layers; None leaves the recipe's own."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    k: str | None = None
+    v: str | None = None
+
+    @field_validator("k", "v")
+    @classmethod
+    def _known(cls, value: str | None) -> str | None:
+        if value is not None:
+            _codec(value)
+        return value
+
+
+class Recipe(BaseModel):
+    """k, v : codec of every layer not named in `layers`, which maps `3`, `0-3` or `0-3,7` to a LayerChoice."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    version: Literal[1] = 1
+    k: str = "turbo3"
+    v: str = "turbo3"
+    layers: dict[str, LayerChoice] = Field(default_factory=dict)
+
+    @field_validator("k", "v")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        _codec(value)
+        return value
+
+    @field_validator("layers")
+    @classmethod
+    def _ranges(cls, value: dict[str, LayerChoice]) -> dict[str, LayerChoice]:
+        for key in value:
+            try:
+                parse_layers(key)
+            except OptionError as error:
+                raise ValueError(str(error)) from None
+        return value
+
+    def codec_for(self, layer: int, side: str) -> CodecSpec:
+        """The codec of one layer's keys or values."""
+        letter = {"keys": "k", "values": "v"}[side]
+        text: str = getattr(self, letter)
+        for key, choice in self.layers.items():
+            chosen = getattr(choice, letter)
+            if chosen is not None and layer in parse_layers(key):
+                text = chosen
+        return parse_codec(text)
+
+    def check_layers(self, n_layers: int) -> None:
+        """Raise OptionError if the recipe names a layer that a cache of n_layers does not have."""
+        for key in self.layers:
+            if parse_layers(key)[-1] >= n_layers:
+                raise OptionError(f"layers {key!r}: the dump has layers 0 to {n_layers - 1}")
+
+
+def restricted(recipe: Recipe, layers: Iterable[int], n_layers: int) -> Recipe:
+    """The recipe applied to `layers` only; every other layer is kept in float16."""
+    kept = sorted(set(range(n_layers)) - set(layers))
+    exact = {",".join(map(str, kept)): LayerChoice(k="f16", v="f16")} if kept else {}
+    return recipe.model_copy(update={"layers": {**recipe.layers, **exact}})
+
+
+def read_recipe(path: str | os.PathLike[str]) -> Recipe:
+    """The recipe in a YAML or JSON file. Raises NoInputError, or DataError naming the key that is wrong."""
+    try:
+        facts = Path(path).stat()
+        if not stat.S_ISREG(facts.st_mode):
+            raise NoInputError("not a regular file", file=path)
+        if facts.st_size > MAX_RECIPE_BYTES:
+            raise DataError(f"{facts.st_size} bytes; a recipe has at most {MAX_RECIPE_BYTES}", file=path)
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise NoInputError("no such file", file=path) from None
+    except UnicodeDecodeError:
+        raise DataError("not UTF-8 text", file=path) from None
+    except OSError as error:
+        raise NoInputError(f"cannot be read: {error.strerror}", file=path) from None
+    try:
+        document = _load(text)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        problem = getattr(error, "problem", None) or "not valid YAML"
+        mark = getattr(error, "problem_mark", None)
+        where = f" in line {mark.line + 1}" if mark else ""
+        raise DataError(f"{problem}{where}", file=path) from None
+    return parse_recipe(document, file=os.fspath(path))
+
+
+def parse_recipe(document: Any, *, file: str | None = None) -> Recipe:
+    """The recipe of a YAML or JSON document. Raises DataError naming the key that is wrong."""
+    if not isinstance(document, dict):
+        raise DataError("a recipe is a mapping with the keys version, k, v and layers", file=file)
+    # YAML reads an unquoted 7 as a number; as a layer it means the same.
+    layers = document.get("layers")
+    if isinstance(layers, dict):
+        document = {**document, "layers": {str(key): value for key, value in layers.items()}}
+    try:
+        return Recipe.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        near = difflib.get_close_matches(str(first["loc"][-1]), ("version", "k", "v", "layers"), n=1)
+        is_unknown = first["type"] == "extra_forbidden"
+        message = "unknown key" if is_unknown else first["msg"].removeprefix("Value error, ")
+        hint = f"did you mean {near[0]}?" if near and is_unknown else None
+        raise DataError(message, file=file, object=key, hint=hint) from None
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML without aliases, which can make a small file very large."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases are not allowed in a recipe")
+        return super().compose_node(parent, index)
+
+
+def _load(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)
+
+
+def _codec(text: str) -> CodecSpec:
+    try:
+        return parse_codec(text)
+    except OptionError as error:
+        raise ValueError(str(error)) from None
