@@ -24,7 +24,7 @@ class LazyGroup(click.Group):
     """
 
     def __init__(self, *arguments: Any, lazy: Mapping[str, LazyCommand], **options: Any) -> None:
-        super().__init__(*arguments, no_args_is_help=False, **options)
+        super().__init__(*arguments, **options)
         self.lazy = dict(lazy)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:

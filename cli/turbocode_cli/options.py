@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
 
 import click
 
 from turbocode.errors import DeviceError
-
-_Command = TypeVar("_Command", bound=Callable[..., Any])
-Decorator = Callable[[_Command], _Command]
 
 MIN_MEMORY = 64 << 20
 _SIZE = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*(?:([kmgt])(i?))?(b?)", re.IGNORECASE)
@@ -75,31 +70,32 @@ def _resolve_device(ctx: click.Context, param: click.Parameter, value: str) -> s
     raise click.BadParameter(f"{value!r} is not one of auto, cpu, cuda, cuda:N", ctx, param)
 
 
-json_option: Decorator[Any] = click.option(
-    "--json", "as_json", is_flag=True, help="Print one JSON document instead of tables."
-)
-force_option: Decorator[Any] = click.option("--force", is_flag=True, help="Replace the output if it exists.")
-quiet_option: Decorator[Any] = click.option(
-    "--quiet", "-q", is_flag=True, is_eager=True, help="No progress and no notes on stderr."
-)
-out_option: Decorator[Any] = click.option(
-    "-o", "--output", type=FILE, required=True, metavar="FILE", help="File to write."
-)
-max_memory_option: Decorator[Any] = click.option(
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of tables.")
+force_option = click.option("--force", is_flag=True, help="Replace the output if it exists.")
+quiet_option = click.option("--quiet", "-q", is_flag=True, is_eager=True, help="No progress and no notes on stderr.")
+out_option = click.option("-o", "--output", type=FILE, required=True, metavar="FILE", help="File to write.")
+max_memory_option = click.option(
     "--max-memory",
     callback=parse_size,
     show_default="half of the memory",
     metavar="SIZE",
     help="Memory for data, such as 512MiB or 2GiB.",
 )
-layers_option: Decorator[Any] = click.option(
+layers_option = click.option(
     "--layers", callback=parse_layers, metavar="LIST", help="Only these layers, such as 0-3,7."
 )
-device_option: Decorator[Any] = click.option(
+device_option = click.option(
     "--device",
     default="auto",
     show_default=True,
     metavar="auto|cpu|cuda[:N]",
     callback=_resolve_device,
     help="Where to compute; this version knows the CPU.",
+)
+nonfinite_option = click.option(
+    "--nonfinite",
+    type=click.Choice(["error", "zero"]),
+    default="error",
+    show_default=True,
+    help="What a NaN or infinity in the input is: an error, or zero.",
 )

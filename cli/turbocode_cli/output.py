@@ -74,7 +74,7 @@ def _progress_lines(label: str, total: int) -> Advance:
         now = time.monotonic()
         if now - shown >= PROGRESS_SECONDS:
             shown = now
-            share = f"{min(done / total, 1.0):.0%}" if total > 0 else f"{done:,}"
+            share = f"{min(done / total, 1.0):.0%}" if total > 0 else f"{done:,} done"
             with suppress(OSError):
                 print(f"{label}: {share} after {now - start:.0f} s", file=sys.stderr, flush=True)
 
