@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 from typing import Any
 
 from turbocode.dumps.hdf5 import h5py, open_file, reading, superblock_version
+from turbocode.dumps.heaps import check_heaps
 from turbocode.dumps.inventory import DatasetFacts, Inventory, Scalar
 from turbocode.dumps.storage import Extents, check_storage
 from turbocode.dumps.value_types import recognise
@@ -61,6 +63,7 @@ class _Walk:
         self.seen: set[int] = set()
         self.attributes: dict[str, dict[str, Scalar]] = {}
         self.groups: set[str] = set()
+        self.owners: list[tuple[Any, str]] = []
         self.datasets: dict[str, DatasetFacts] = {}
 
     def run(self) -> Inventory:
@@ -68,7 +71,12 @@ class _Walk:
             root = h5py.h5o.open(self.file.id, b"/")
             self.seen.add(h5py.h5o.get_info(root).addr)
         self._group(root, "/", 1)
-        self.extents.check_overlap()
+        gaps = self.extents.gaps()
+        # Strings are read last: where they may lie is only known when all data are.
+        with reading(self.path, "/"), Path(self.path).open("rb") as stream:
+            check_heaps(stream, self.path, gaps)
+        for owner, where in self.owners:
+            self._attributes(owner, where)
         return Inventory(
             self.path, self.size, self.superblock, self.attributes, frozenset(self.groups), dict(self.datasets)
         )
@@ -86,7 +94,7 @@ class _Walk:
             if len(self.seen) + count > MAX_OBJECTS:
                 self._refuse(where, f"holds too many objects; a file may have {MAX_OBJECTS}")
             group.links.iterate(lambda name: names.append(bytes(name)))
-        self._attributes(group, where)
+        self.owners.append((group, where))
         for name in sorted(names):
             if not NAME.fullmatch(name) or name in (b".", b".."):
                 shown = name[:64].decode("ascii", "backslashreplace")
@@ -123,7 +131,7 @@ class _Walk:
                 self._refuse(where, f"{name} type is not allowed; store plain integers or IEEE floats")
         assert value_type is not None
         self.datasets[where] = check_storage(dataset, value_type, self.extents, where)
-        self._attributes(dataset, where)
+        self.owners.append((dataset, where))
 
     def _attributes(self, owner: Any, where: str) -> None:
         with reading(self.path, where):

@@ -26,6 +26,7 @@ __all__ = ["h5py", "open_file", "reading", "superblock_version"]
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 # Superblock version 3 is what libver v110 writes: from there on HDF5 puts a checksum on every piece of metadata.
 CHECKSUMMED_SUPERBLOCK = 3
+_SUPERBLOCK_HEAD = 48
 LIBVER = ("v110", "v110")
 DISK_FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 # h5py turns HDF5's error stack into whichever of these it finds fitting; errno is often missing.
@@ -86,15 +87,22 @@ def superblock_version(path: str | os.PathLike[str]) -> int:
         if not name.is_file():
             raise NoInputError("not a regular file", file=path, hint="give the path of an HDF5 file")
         with name.open("rb") as stream:
-            head = stream.read(len(SIGNATURE) + 1)
+            head = stream.read(_SUPERBLOCK_HEAD)
     except (OSError, ValueError) as failure:
         reason = failure.strerror if isinstance(failure, OSError) and failure.strerror else str(failure)
         raise NoInputError(f"cannot be read: {reason}", file=path) from None
     if not head:
         raise DataError("file is empty", file=path)
-    if not head.startswith(SIGNATURE) or len(head) <= len(SIGNATURE):
+    if not head.startswith(SIGNATURE):
         raise DataError("not an HDF5 file (no signature)", file=path)
-    return head[len(SIGNATURE)]
+    if len(head) < _SUPERBLOCK_HEAD:
+        raise DataError("is truncated", file=path, hint="copy or write the file again")
+    version = head[len(SIGNATURE)]
+    # Sizes of addresses and lengths follow the version; in the old superblocks after four more version bytes.
+    sizes = head[9:11] if version >= 2 else head[13:15]
+    if sizes != bytes([8, 8]):
+        raise DataError("HDF5 addresses and lengths must have 8 bytes", file=path)
+    return version
 
 
 def open_file(path: str | os.PathLike[str]) -> h5py.File:

@@ -41,8 +41,15 @@ class Extents:
             raise DataError("data lie outside the file", file=self.file, object=where)
         self._ranges.append((offset, size, where))
 
-    def check_overlap(self) -> None:
+    def gaps(self) -> list[tuple[int, int]]:
+        """(start, stop) of the bytes that no dataset occupies; DataError where two datasets overlap."""
         self._ranges.sort()
+        self._check_overlap()
+        starts = [0, *(offset + size for offset, size, _ in self._ranges)]
+        stops = [*(offset for offset, _, _ in self._ranges), self.file_size]
+        return [(start, stop) for start, stop in zip(starts, stops, strict=True) if start < stop]
+
+    def _check_overlap(self) -> None:
         for (offset, size, _), (following, _, where) in zip(self._ranges, self._ranges[1:], strict=False):
             if offset + size > following:
                 raise DataError("data overlap with other data of the file", file=self.file, object=where)
