@@ -102,6 +102,6 @@ def _render(console: Console, result: dict[str, Any]) -> None:
 
 def _sentence(verb: str, facts: dict[str, Any]) -> str:
     return (
-        f"{verb} {facts['output']}: {size_text(facts['n_bytes'])} of blocks, {facts['bits_per_value']:.4g} bits a value, "
-        f"{facts['compression']:.2f} times smaller than float16"
+        f"{verb} {facts['output']}: {size_text(facts['n_bytes'])} of blocks, "
+        f"{facts['bits_per_value']:.4g} bits a value, {facts['compression']:.2f} times smaller than float16"
     )

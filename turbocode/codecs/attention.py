@@ -40,7 +40,8 @@ def decode_attention(
     queries : (n_seqs, n_query_heads, n_rows, head_dim); query head h reads KV head h // (n_query_heads // n_kv_heads)
     key_blocks, value_blocks : uint8 (n_seqs, n_kv_heads, n_tokens, bytes_per_vector of the codec)
     last_token : integers (n_seqs, n_rows): row r sees tokens 0..last_token, of these the last `window` (0: all);
-        -1 sees none and gives 0 and -inf. Sequences of different length differ in last_token; what lies behind it is not read.
+        -1 sees none and gives 0 and -inf. Sequences of different length differ in last_token; what lies behind it is
+        not read.
     first_token : position of the first block, where the blocks are one piece of a longer cache; pieces are merged with
         `merge_attention`. None: the blocks are the whole cache, and last_token has to lie in it
     scale : factor on <q, k>; softcap : logits become softcap * tanh(logits / softcap), 0 for none
