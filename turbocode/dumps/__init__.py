@@ -7,6 +7,7 @@ from turbocode.dumps.kind import file_kind
 from turbocode.dumps.metadata import DumpMetadata
 from turbocode.dumps.quantized import QuantizedFile, QuantizedLayer, QuantizedSide, open_quantized
 from turbocode.dumps.quantized_writer import QuantizedLayerWriter, QuantizedWriter, SideWriter, create_quantized
+from turbocode.dumps.synthesize import SynthesisSpec, synthesize
 
 __all__ = [
     "DiskFullError",
@@ -21,11 +22,13 @@ __all__ = [
     "QuantizedSide",
     "QuantizedWriter",
     "SideWriter",
+    "SynthesisSpec",
     "atomic_output",
     "create_dump",
     "create_quantized",
     "file_kind",
     "open_dump",
     "open_quantized",
+    "synthesize",
     "write_text_atomically",
 ]

@@ -28,6 +28,7 @@ STORED_AS = {
     "bfloat16": ("uint16", "opaque16", "bfloat16"),
     "float32": ("float32",),
 }
+LOGICAL_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 _EXPONENT_MASK = {"float16": 0x7C00, "bfloat16": 0x7F80, "float32": 0x7F800000}
 
 
