@@ -14,6 +14,7 @@ import numpy as np
 
 from turbocode.dumps import Dump, DumpLayer, QuantizedFile, file_kind, open_dump, open_quantized
 from turbocode.dumps.isolation import rehearse
+from turbocode.dumps.value_types import LOGICAL_BYTES
 from turbocode.errors import OptionError
 from turbocode.evaluation.vector_statistics import VectorStatistics
 
@@ -23,7 +24,6 @@ MIN_SAMPLE_TOKENS = 64  # a layer, however many layers and heads there are
 STRETCHES = 8  # of tokens that the sample of one sequence comes from
 MAX_STRETCH_TOKENS = 4096  # read at once where chunks are larger, or where there are none
 MAX_HEAD_VALUES = 1 << 22  # of one head's sample in memory
-_VALUE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 Advance = Callable[[int], None]
 
 
@@ -63,7 +63,7 @@ def _inspect_dump(dump: Dump, sample_tokens: int | None, advance: Advance) -> di
         stretches = sample_stretches(layer.n_seqs, layer.n_tokens, layer.chunk_tokens, sample_tokens)
         tokens_read += sum(stretch.n_tokens for stretch in stretches)
         tokens_total += layer.n_seqs * layer.n_tokens
-        n_bytes = layer.n_seqs * layer.n_tokens * values_per_token * _VALUE_BYTES[metadata.logical_dtype]
+        n_bytes = layer.n_seqs * layer.n_tokens * values_per_token * LOGICAL_BYTES[metadata.logical_dtype]
         side_bytes += n_bytes
         entry: dict[str, Any] = {
             "layer": layer.name,
@@ -136,7 +136,7 @@ def _side_statistics(layer: DumpLayer, side: str, stretches: list[Stretch], n_kv
 
 def _inspect_quantized(file: QuantizedFile) -> dict[str, Any]:
     metadata = file.metadata
-    value_bits = 8 * _VALUE_BYTES[metadata.logical_dtype]
+    value_bits = 8 * LOGICAL_BYTES[metadata.logical_dtype]
     layers = []
     block_bytes = dict.fromkeys(SIDES, 0)
     original_bytes = 0

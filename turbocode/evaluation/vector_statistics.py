@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from turbocode.errors import OptionError
-from turbocode.formats import block_format
+from turbocode.formats import group_size_for
 from turbocode.kernels.fwht import rotation_for
 
 OUTLIER_RATIO = 3.0  # a channel's RMS over the median RMS of its head's channels, from which it is called an outlier
@@ -102,8 +102,6 @@ class PowerSums:
 def _group_size(head_dim: int) -> int | None:
     """Values that are rotated together, None where there is no rotation for this head_dim."""
     try:
-        group_size = block_format(GROUPED_BY, head_dim).group_size
-        rotation_for(group_size)
+        return group_size_for(GROUPED_BY, head_dim)
     except OptionError:
         return None
-    return group_size
