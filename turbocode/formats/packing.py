@@ -20,7 +20,7 @@ def unpack_bits(packed: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     indices = np.zeros(digits.shape[:-1], dtype=np.uint8)
     for bit in range(bits):
         indices |= digits[..., bit] << np.uint8(bit)
-    return np.asarray(indices, dtype=np.uint8)
+    return indices.astype(np.uint8)
 
 
 def pack_nibbles(indices: NDArray[Any]) -> NDArray[np.uint8]:

@@ -46,8 +46,9 @@ def exp_nonpositive(x: Any) -> Any:
 
 
 @strict
-def _decode_row(
+def _decode_tile(
     stored: Any,
+    count: int,
     layout: int,
     bits: int,
     values_per_block: int,
@@ -55,38 +56,57 @@ def _decode_row(
     centroids: Any,
     pairs: Any,
     indices: Any,
-    row: Any,
+    tile: Any,
+    tile_pairs: Any,
 ) -> None:
-    """Set row (head_dim,) to one vector in the basis of the blocks. pairs: two centroids per entry, as uint64."""
-    n_groups = row.shape[0] // g
-    group_bytes = stored.shape[0] // n_groups
+    """Set tile[:count] (T, D) to the vectors stored (count, bytes) in the basis of the blocks.
+
+    pairs : two centroids per entry, as uint64; tile_pairs : tile as uint64 (T, D / 2); indices : uint32 (g,) scratch
+    """
+    n_groups = tile.shape[1] // g
+    group_bytes = stored.shape[1] // n_groups
     for group in range(n_groups):
-        block = stored[group * group_bytes : (group + 1) * group_bytes]
-        out = row[group * g : (group + 1) * g]
+        first, position = group * g, group * group_bytes
         if layout == _BITSTREAM and values_per_block == g:
-            _look_up_pairs(block, bits, pairs, out.view(np.uint64))
-            norm = load_float16(block, 0)
-            for j in range(g):
-                out[j] *= norm
+            _look_up_pairs(stored, count, position, bits, pairs, tile_pairs, first // 2, g // 8)
+            _scale_rows(stored, count, position, tile, first, g)
         else:
-            dequantize_group(block, layout, bits, values_per_block, centroids, indices, out)
+            for t in range(count):
+                block, out = stored[t, position : position + group_bytes], tile[t, first : first + g]
+                dequantize_group(block, layout, bits, values_per_block, centroids, indices, out)
 
 
 @strict
-def _look_up_pairs(block: Any, bits: int, pairs: Any, out: Any) -> None:
-    b, step = np.uint64(bits), np.uint64(2 * bits)
-    mask = (np.uint64(1) << step) - np.uint64(1)
-    position, j = np.uint64(2), np.uint64(0)
-    for _ in range(out.shape[0] // 4):
-        word = np.uint64(0)
-        for byte in range(b):
-            word |= np.uint64(block[position + byte]) << (np.uint64(8) * byte)
-        position += b
-        out[j] = pairs[word & mask]
-        out[j + np.uint64(1)] = pairs[(word >> step) & mask]
-        out[j + np.uint64(2)] = pairs[(word >> (np.uint64(2) * step)) & mask]
-        out[j + np.uint64(3)] = pairs[(word >> (np.uint64(3) * step)) & mask]
-        j += np.uint64(4)
+def _scale_rows(stored: Any, count: int, position: int, tile: Any, first: int, g: int) -> None:
+    """Multiply the g values of row t from `first` on by the norm at stored[t, position:]."""
+    for t in range(count):
+        norm = load_float16(stored[t], position)
+        row = tile[t, first : first + g]
+        for j in range(g):
+            row[j] *= norm
+
+
+@strict
+def _look_up_pairs(
+    stored: Any, count: int, position: int, bits: int, pairs: Any, out: Any, first: int, n_words: int
+) -> None:
+    """Set out[t, first:] from the index bits behind each norm: a word of eight indices is four pairs of centroids."""
+    step, one, two, three = np.uint32(2 * bits), np.uint64(1), np.uint64(2), np.uint64(3)
+    mask = np.uint32((np.uint32(1) << step) - np.uint32(1))
+    for t in range(count):
+        p, j = np.uint64(position + 2), np.uint64(first)
+        for _ in range(n_words):
+            word = np.uint32(stored[t, p]) | (np.uint32(stored[t, p + one]) << np.uint32(8))
+            if bits > 2:
+                word |= np.uint32(stored[t, p + two]) << np.uint32(16)
+            if bits > 3:
+                word |= np.uint32(stored[t, p + three]) << np.uint32(24)
+            p += np.uint64(bits)
+            out[t, j] = pairs[word & mask]
+            out[t, j + one] = pairs[(word >> step) & mask]
+            out[t, j + two] = pairs[(word >> (np.uint32(2) * step)) & mask]
+            out[t, j + three] = pairs[(word >> (np.uint32(3) * step)) & mask]
+            j += np.uint64(4)
 
 
 @relaxed
@@ -197,24 +217,26 @@ def _attend(
         m[:] = _NEVER
         total[:] = _ZERO
         tile = np.empty((TILE_TOKENS, d), np.float32)
+        tile_pairs = tile.view(np.uint64)
         s = np.empty((n_queries, TILE_TOKENS), np.float32)
         indices = np.empty(max(k_group, v_group), np.uint32)
         k_table, v_table = head % k_centroids.shape[0], head % v_centroids.shape[0]
         for start in range(first, stop, TILE_TOKENS):
             count = min(TILE_TOKENS, stop - start)
             padded = (count + 3) // 4 * 4
-            for t in range(count):
-                _decode_row(
-                    k_blocks[seq, head, start + t],
-                    k_layout,
-                    k_bits,
-                    k_values,
-                    k_group,
-                    k_centroids[k_table],
-                    k_pairs[k_table],
-                    indices[:k_group],
-                    tile[t],
-                )
+            _decode_tile(
+                k_blocks[seq, head, start : start + count],
+                count,
+                k_layout,
+                k_bits,
+                k_values,
+                k_group,
+                k_centroids[k_table],
+                k_pairs[k_table],
+                indices[:k_group],
+                tile,
+                tile_pairs,
+            )
             _score(q, tile, count, scale, s)
             for r in range(n_queries):
                 last = last_token[seq, r % n_rows]
@@ -230,18 +252,19 @@ def _attend(
                 m[r], total[r] = _softmax_step(row, count, m[r], total[r], o[r])
                 for t in range(count, padded):
                     row[t] = _ZERO
-            for t in range(count):
-                _decode_row(
-                    v_blocks[seq, head, start + t],
-                    v_layout,
-                    v_bits,
-                    v_values,
-                    v_group,
-                    v_centroids[v_table],
-                    v_pairs[v_table],
-                    indices[:v_group],
-                    tile[t],
-                )
+            _decode_tile(
+                v_blocks[seq, head, start : start + count],
+                count,
+                v_layout,
+                v_bits,
+                v_values,
+                v_group,
+                v_centroids[v_table],
+                v_pairs[v_table],
+                indices[:v_group],
+                tile,
+                tile_pairs,
+            )
             for t in range(count, padded):
                 tile[t] = _ZERO
             for r in range(n_queries):
