@@ -1,0 +1,36 @@
+"""Every example that a command's help shows does what it says, in the order of the commands."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+
+from turbocode_cli import attend, export, main
+
+LONG = {"demo"}  # has a test of its own
+GROUPS = {(): main.command, ("attend",): attend.command, ("export",): export.command}
+PATHS = [(*path, name) for path, group in GROUPS.items() for name in group.lazy if name not in LONG]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("examples")
+    (folder / "data").symlink_to(Path("data").absolute())
+    return folder
+
+
+@pytest.mark.parametrize("path", PATHS, ids=" ".join)
+def test_examples_run(
+    path: tuple[str, ...], workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    group = GROUPS[path[:-1]]
+    command = group.get_command(click.Context(group), path[-1])
+    assert command is not None and command.help is not None
+    lines = [line.strip() for line in command.help.splitlines() if line.strip().startswith("turbocode ")]
+    assert len(lines) >= 2
+    monkeypatch.chdir(workplace)
+    for line in lines:
+        assert main.run(shlex.split(line)[1:]) == 0, f"{line}\n{capsys.readouterr().err}"
