@@ -103,14 +103,20 @@ def write_plain_dump(
         layer.attrs.update({"layer_index": 0, "window": 0, "softcap": 0.0})
         for kind in ("keys", "values"):
             layer.create_dataset(kind, data=data[kind].astype("<f2"), **storage)
-        layer.create_dataset("queries", data=data["queries"].astype("<f2"), **{**storage, "chunks": None} if storage.get("chunks") is None else {**storage, "chunks": (1, 1, 3, 8)})
+        layer.create_dataset(
+            "queries",
+            data=data["queries"].astype("<f2"),
+            **{**storage, "chunks": None} if storage.get("chunks") is None else {**storage, "chunks": (1, 1, 3, 8)},
+        )
         layer["query_positions"] = data["query_positions"].astype("<i8")
         file["tokens"] = TOKENS
         if change is not None:
             change(file)
 
 
-def write_quantized(path: Path, *, force: bool = False, seed: int = 1, n_tokens: int = N_TOKENS) -> dict[str, np.ndarray]:
+def write_quantized(
+    path: Path, *, force: bool = False, seed: int = 1, n_tokens: int = N_TOKENS
+) -> dict[str, np.ndarray]:
     """Write a small quantized file; returns its blocks by `layer/side`."""
     about = metadata()
     rng = np.random.default_rng(seed)

@@ -86,8 +86,9 @@ def test_output_that_is_the_input(tmp_path: Path) -> None:
     before = source.read_bytes()
     other_name.hardlink_to(source)
     for output in (source, other_name, tmp_path / "." / "in.h5"):
-        with pytest.raises(OutputError, match="is the input"), create_dump(
-            output, metadata(), force=True, inputs=[source]
+        with (
+            pytest.raises(OutputError, match="is the input"),
+            create_dump(output, metadata(), force=True, inputs=[source]),
         ):
             raise AssertionError("opened its own input for writing")
     with pytest.raises(NoInputError):
@@ -196,8 +197,9 @@ def test_file_size_limit_ends_in_74_without_a_crash(tmp_path: Path, limit: int) 
 
 
 def test_space_is_checked_beforehand(tmp_path: Path) -> None:
-    with pytest.raises(DiskFullError, match="are free") as caught, atomic_output(
-        tmp_path / "out", expected_bytes=1 << 60
+    with (
+        pytest.raises(DiskFullError, match="are free") as caught,
+        atomic_output(tmp_path / "out", expected_bytes=1 << 60),
     ):
         raise AssertionError("began to write")
     assert caught.value.exit_code == 74 and isinstance(caught.value, StorageError)

@@ -82,7 +82,9 @@ def test_sinks_draw_attention_and_carry_little(tmp_path: Path) -> None:
         synthesize(tmp_path / "dump.h5", replace(SPEC, sinks=sinks, sink_scale=3.0), force=True)
         with open_dump(tmp_path / "dump.h5") as dump:
             layer = dump.layers[0]
-            keys, values, queries = (layer.read(kind, 0, 1).astype(np.float64) for kind in ("keys", "values", "queries"))
+            keys, values, queries = (
+                layer.read(kind, 0, 1).astype(np.float64) for kind in ("keys", "values", "queries")
+            )
             logits = queries @ keys.T * dump.metadata.attention_scale
             logits[np.arange(1500) > layer.query_positions()[0][:, None]] = -np.inf
         weights = np.exp(logits - logits.max(axis=1, keepdims=True))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from turbocode.dumps.atomic import AnyPath
 from turbocode.dumps.dump_schema import DUMP_FORMAT, DUMP_VERSION
 from turbocode.dumps.hdf5 import h5py
-from turbocode.dumps.hdf5_output import SequentialDataset, hdf5_output, put_text
+from turbocode.dumps.hdf5_output import HDF5Output, hdf5_output, put_text
 from turbocode.dumps.metadata import DumpMetadata
 from turbocode.dumps.value_types import nonfinite_mask, to_bits
 from turbocode.errors import DataError, OptionError
@@ -34,11 +34,12 @@ def create_dump(
 
     Errors : as `atomic_output`; OutputError where a layer or a part of one was not written.
     """
-    with hdf5_output(path, force=force, inputs=inputs, expected_bytes=expected_bytes) as file:
+    with hdf5_output(path, force=force, inputs=inputs, expected_bytes=expected_bytes) as output:
+        file = output.file
         put_text(file, "format", DUMP_FORMAT)
         file.attrs["format_version"] = DUMP_VERSION
         put_metadata(file, metadata)
-        writer = DumpWriter(file, metadata)
+        writer = DumpWriter(output, metadata)
         yield writer
         writer.finish()
         file.attrs["complete"] = 1
@@ -71,8 +72,8 @@ def put_layer(file: h5py.File, number: int, name: str, *, layer_index: int, wind
 class DumpWriter:
     """Adds the layers of a dump, 000 first, and its tokens."""
 
-    def __init__(self, file: h5py.File, metadata: DumpMetadata) -> None:
-        self._file = file
+    def __init__(self, output: HDF5Output, metadata: DumpMetadata) -> None:
+        self._output = output
         self.metadata = metadata
         self._layers: list[LayerWriter] = []
         self._tokens_shape: tuple[int, ...] | None = None
@@ -91,14 +92,16 @@ class DumpWriter:
         """LayerWriter of the next layer; n_rows 0 means no queries."""
         if len(self._layers) >= self.metadata.n_layers:
             raise OptionError(f"layer {name!r} was added; metadata announces {self.metadata.n_layers} layers")
-        group = put_layer(self._file, len(self._layers), name, layer_index=layer_index, window=window, softcap=softcap)
-        layer = LayerWriter(group, self.metadata, n_seqs, n_tokens, n_rows)
+        group = put_layer(
+            self._output.file, len(self._layers), name, layer_index=layer_index, window=window, softcap=softcap
+        )
+        layer = LayerWriter(self._output, group, self.metadata, n_seqs, n_tokens, n_rows)
         self._layers.append(layer)
         return layer
 
     def write_tokens(self, tokens: NDArray[Any]) -> None:
         """Write the token ids, (n_seqs, n_tokens)."""
-        _write_index(self._file, "tokens", tokens, "<i4")
+        _write_index(self._output, self._output.file, "tokens", tokens, "<i4")
         self._tokens_shape = tokens.shape
 
     def finish(self) -> None:
@@ -117,15 +120,17 @@ class DumpWriter:
 class LayerWriter:
     """Writes keys, values and queries of one layer, each in C order: sequence, head, token."""
 
-    def __init__(self, group: h5py.Group, metadata: DumpMetadata, n_seqs: int, n_tokens: int, n_rows: int) -> None:
-        self._group, self._metadata = group, metadata
+    def __init__(
+        self, output: HDF5Output, group: h5py.Group, metadata: DumpMetadata, n_seqs: int, n_tokens: int, n_rows: int
+    ) -> None:
+        self._output, self._group, self._metadata = output, group, metadata
         self.n_seqs, self.n_tokens, self.n_rows = n_seqs, n_tokens, n_rows
         self._has_positions = False
         dtype, width = _DISK_DTYPE[metadata.logical_dtype], metadata.head_dim
         shapes = dict.fromkeys(("keys", "values"), (n_seqs, metadata.n_kv_heads, n_tokens, width))
         if n_rows:
             shapes["queries"] = (n_seqs, metadata.n_query_heads, n_rows, width)
-        self._datasets = {kind: SequentialDataset(group, kind, shape, dtype) for kind, shape in shapes.items()}
+        self._datasets = {kind: output.dataset(group, kind, shape, dtype) for kind, shape in shapes.items()}
 
     def write(self, kind: str, seq: int, head: int, start: int, values: NDArray[Any]) -> None:
         """Append `values`, (n, head_dim) floats, rounded to the dump's logical dtype.
@@ -154,7 +159,7 @@ class LayerWriter:
         if positions.min() < 0 or positions.max() >= self.n_tokens:
             found = f"{positions.min()} to {positions.max()}"
             raise OptionError(f"query positions are {found}; allowed is 0 to {self.n_tokens - 1}")
-        _write_index(self._group, "query_positions", positions, "<i8")
+        _write_index(self._output, self._group, "query_positions", positions, "<i8")
         self._has_positions = True
 
     def finish(self) -> None:
@@ -165,12 +170,12 @@ class LayerWriter:
             raise OptionError(f"{self._group.name}: queries were written without query_positions")
 
 
-def _write_index(group: Any, name: str, values: NDArray[Any], dtype: str) -> None:
+def _write_index(output: HDF5Output, group: Any, name: str, values: NDArray[Any], dtype: str) -> None:
     if values.ndim != 2 or values.dtype.kind not in "iu":
         raise OptionError(f"{name}: integers of shape (n_seqs, n) are expected, not {values.dtype} {values.shape}")
     limits = np.iinfo(dtype)
     if values.size and (int(values.min()) < limits.min or int(values.max()) > limits.max):
         raise OptionError(f"{name}: values from {values.min()} to {values.max()} do not fit {dtype}")
-    dataset = SequentialDataset(group, name, values.shape, dtype)
+    dataset = output.dataset(group, name, values.shape, dtype)
     dataset.write((), 0, values)
     dataset.finish()

@@ -69,7 +69,7 @@ def _read_failure(
         return DataError("is truncated", file=file, hint="copy or write the file again")
     if isinstance(failure, MemoryError):
         return DataError("asks for more memory than there is", file=file, object=object_name)
-    if "checksum" in text.lower() or "fletcher32" in text.lower():
+    if "checksum" in text.lower() or "filter returned failure" in text:
         return DataError("checksum does not match: the file is damaged", file=file, object=object_name)
     return DataError("HDF5 structure is damaged", file=file, object=object_name)
 

@@ -23,10 +23,10 @@ MAX_JSON_BYTES = 1 << 20
 
 
 class PartStream:
-    """File object for HDF5 that remembers the first failure and then swallows all writes.
+    """File object for HDF5 that keeps its first failure to itself and then swallows all writes.
 
-    HDF5 keeps on writing what it could not write, and crashes the interpreter at exit if that fails again; once the
-    part file is lost it may as well believe that it succeeded.
+    HDF5 crashes the interpreter at exit once a write has failed. The part file is lost anyway, so HDF5 may believe that
+    all went well; `check` raises what happened.
     """
 
     def __init__(self, path: Path) -> None:
@@ -37,6 +37,11 @@ class PartStream:
     def abandon(self) -> None:
         """Ignore all further writes."""
         self._abandoned = True
+
+    def check(self) -> None:
+        """Raise the failure that a write ran into, if any."""
+        if self.failure is not None:
+            raise self.failure
 
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
@@ -49,7 +54,6 @@ class PartStream:
         except OSError as failure:
             self.failure = failure
             self._abandoned = True
-            raise
         return len(view)
 
     def readinto(self, buffer: Any) -> int:
@@ -77,7 +81,7 @@ class PartStream:
         except OSError as failure:
             self.failure = failure
             self._abandoned = True
-            raise
+            return size or 0
 
     def flush(self) -> None:
         """Nothing is buffered here; the part file is synced before it is renamed."""
@@ -89,29 +93,39 @@ class PartStream:
 @contextmanager
 def hdf5_output(
     path: AnyPath, *, force: bool = False, inputs: Iterable[AnyPath] = (), expected_bytes: int | None = None
-) -> Iterator[h5py.File]:
-    """Context giving an empty HDF5 file that becomes `path` when the context ends well. Errors as `atomic_output`."""
+) -> Iterator[HDF5Output]:
+    """Context giving an empty HDF5Output that becomes `path` when the context ends well. Errors as `atomic_output`."""
     with atomic_output(path, force=force, inputs=inputs, expected_bytes=expected_bytes) as part:
         stream = PartStream(part)
         try:
             file = h5py.File(os.fspath(part), "w", driver="fileobj", fileobj=stream, libver=LIBVER)
             try:
-                yield file
+                yield HDF5Output(file, stream)
                 file.close()
+                stream.check()
             except BaseException:
                 stream.abandon()
                 with suppress(*HDF5_FAILURES):
                     file.close()
                 raise
-            if stream.failure is not None:
-                raise stream.failure
         except HDF5_FAILURES:
+            # After a failed write HDF5 may stumble over what it cannot read back; the write is the cause.
             known = None if stream.failure is None else storage_failure(stream.failure, path)
             if known is None:
                 raise
             raise known from None
         finally:
             stream.close()
+
+
+class HDF5Output:
+    """file: the HDF5 file being written; `dataset` makes datasets in it that notice a full disk."""
+
+    def __init__(self, file: h5py.File, stream: PartStream) -> None:
+        self.file, self._stream = file, stream
+
+    def dataset(self, group: h5py.Group, name: str, shape: tuple[int, ...], dtype: str) -> SequentialDataset:
+        return SequentialDataset(group, name, shape, dtype, self._stream)
 
 
 class SequentialDataset:
@@ -121,7 +135,7 @@ class SequentialDataset:
     `finish` puts the SHA-256 of all bytes into the attribute sha256.
     """
 
-    def __init__(self, group: h5py.Group, name: str, shape: tuple[int, ...], dtype: str) -> None:
+    def __init__(self, group: h5py.Group, name: str, shape: tuple[int, ...], dtype: str, stream: PartStream) -> None:
         if min(shape) < 1:
             raise OptionError(f"{group.name}/{name}: shape {shape} is not allowed; every axis needs an entry")
         *outer, length, width = shape
@@ -133,6 +147,7 @@ class SequentialDataset:
         self._dataset = group.create_dataset(name, shape=shape, dtype=dtype, chunks=chunks, fletcher32=True)
         self._digest = hashlib.sha256()
         self._next = 0
+        self._stream = stream
 
     def write(self, index: tuple[int, ...], start: int, values: NDArray[Any]) -> None:
         """Append `values`, (n, width), at outer index and position `start`, which must be the next ones due."""
@@ -148,6 +163,7 @@ class SequentialDataset:
         self._dataset[(*index, slice(start, start + len(data)))] = data
         self._digest.update(data.tobytes() if data.dtype.byteorder != ">" else data.byteswap().tobytes())
         self._next += len(data)
+        self._stream.check()
 
     def finish(self) -> None:
         """Write the attribute sha256; OutputError if entries are missing."""

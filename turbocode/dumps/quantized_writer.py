@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from turbocode.dumps.atomic import AnyPath
 from turbocode.dumps.dump_writer import put_layer, put_metadata
 from turbocode.dumps.hdf5 import h5py
-from turbocode.dumps.hdf5_output import SequentialDataset, hdf5_output, put_json, put_text
+from turbocode.dumps.hdf5_output import HDF5Output, hdf5_output, put_json, put_text
 from turbocode.dumps.metadata import DumpMetadata
 from turbocode.dumps.quantized_schema import QUANTIZED_FORMAT, QUANTIZED_VERSION, SIDES
 from turbocode.errors import OptionError, OutputError
@@ -35,14 +35,15 @@ def create_quantized(
     metadata, dump_sha256 : of the dump that is quantized; recipe, provenance : JSON objects
     Errors : as `atomic_output`; OutputError where a side was not written whole.
     """
-    with hdf5_output(path, force=force, inputs=inputs, expected_bytes=expected_bytes) as file:
+    with hdf5_output(path, force=force, inputs=inputs, expected_bytes=expected_bytes) as output:
+        file = output.file
         put_text(file, "format", QUANTIZED_FORMAT)
         file.attrs["format_version"] = QUANTIZED_VERSION
         put_metadata(file, metadata)
         put_text(file, "dump_sha256", dump_sha256)
         put_json(file, "recipe", recipe)
         put_json(file, "provenance", provenance)
-        writer = QuantizedWriter(file, metadata)
+        writer = QuantizedWriter(output, metadata)
         yield writer
         writer.finish()
         file.attrs["complete"] = 1
@@ -51,8 +52,8 @@ def create_quantized(
 class QuantizedWriter:
     """Adds the layers of a quantized file, 000 first."""
 
-    def __init__(self, file: h5py.File, metadata: DumpMetadata) -> None:
-        self._file = file
+    def __init__(self, output: HDF5Output, metadata: DumpMetadata) -> None:
+        self._output = output
         self.metadata = metadata
         self._layers: list[QuantizedLayerWriter] = []
 
@@ -62,8 +63,10 @@ class QuantizedWriter:
         """QuantizedLayerWriter of the next layer."""
         if len(self._layers) >= self.metadata.n_layers:
             raise OptionError(f"layer {name!r} was added; metadata announces {self.metadata.n_layers} layers")
-        group = put_layer(self._file, len(self._layers), name, layer_index=layer_index, window=window, softcap=softcap)
-        layer = QuantizedLayerWriter(group, (n_seqs, self.metadata.n_kv_heads, n_tokens))
+        group = put_layer(
+            self._output.file, len(self._layers), name, layer_index=layer_index, window=window, softcap=softcap
+        )
+        layer = QuantizedLayerWriter(self._output, group, (n_seqs, self.metadata.n_kv_heads, n_tokens))
         self._layers.append(layer)
         return layer
 
@@ -78,15 +81,15 @@ class QuantizedWriter:
 class QuantizedLayerWriter:
     """Adds the keys and the values of one layer."""
 
-    def __init__(self, group: h5py.Group, shape: tuple[int, int, int]) -> None:
-        self._group, self._shape = group, shape
+    def __init__(self, output: HDF5Output, group: h5py.Group, shape: tuple[int, int, int]) -> None:
+        self._output, self._group, self._shape = output, group, shape
         self._sides: dict[str, SideWriter] = {}
 
     def add_side(self, side: str, *, codec: dict[str, Any], bytes_per_vector: int) -> SideWriter:
         """SideWriter of the keys or the values, whose blocks `codec` describes."""
         if side not in SIDES or side in self._sides:
             raise OptionError(f"side {side!r} was added; allowed are keys and values, once each")
-        writer = SideWriter(self._group.create_group(side), (*self._shape, bytes_per_vector), codec)
+        writer = SideWriter(self._output, self._group.create_group(side), (*self._shape, bytes_per_vector), codec)
         self._sides[side] = writer
         return writer
 
@@ -99,11 +102,11 @@ class QuantizedLayerWriter:
 class SideWriter:
     """Writes blocks in C order (sequence, head, token), then the report."""
 
-    def __init__(self, group: h5py.Group, shape: tuple[int, ...], codec: dict[str, Any]) -> None:
+    def __init__(self, output: HDF5Output, group: h5py.Group, shape: tuple[int, ...], codec: dict[str, Any]) -> None:
         self._group = group
         self.finished = False
         put_json(group, "codec", codec)
-        self._blocks = SequentialDataset(group, "blocks", shape, "u1")
+        self._blocks = output.dataset(group, "blocks", shape, "u1")
 
     def write(self, seq: int, head: int, start: int, blocks: NDArray[np.uint8]) -> None:
         """Append `blocks`, uint8 (n, bytes_per_vector); OptionError for another type or order."""

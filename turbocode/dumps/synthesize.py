@@ -23,8 +23,8 @@ from turbocode.errors import OptionError
 
 # One stream a block; changing this number changes every synthetic dump.
 BLOCK_TOKENS = 1024
-# The mean query of a head, in standard deviations a coordinate: four default sinks draw a third of 3,000 tokens'
-# attention.
+# The mean query of a head, in standard deviations a coordinate: four sinks of the default scale
+# draw about a third of the attention over 3,000 tokens.
 MEAN_QUERY = 0.25
 SINK_VALUE_SCALE = 0.05
 _SHARED = 9
