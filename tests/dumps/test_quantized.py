@@ -132,3 +132,16 @@ def test_spoiled_files_are_refused(tmp_path: Path, name: str) -> None:
         change(file)
     with pytest.raises(DataError, match=message):
         open_quantized(path)
+
+
+def test_document_names_every_attribute(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "quantized-file.md").read_text()
+    path = tmp_path / "q.h5"
+    write_quantized(path)
+    with h5py.File(path) as file:
+        found = set(file.attrs)
+        file.visititems(lambda name, item: found.update(item.attrs))
+    digests = {"recipe_sha256", "provenance_sha256", "codec_sha256", "report_sha256"}
+    assert digests < found
+    for name in found - digests:
+        assert f"`{name}`" in page, name
