@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from turbocode.codecs import Codec, EncodeReport
-from turbocode.conversion.provenance import provenance
 from turbocode.conversion.slabs import slab_tokens, slabs
 from turbocode.dumps import Dump, create_quantized
 from turbocode.formats.block_format import FLOAT16_BITS
 from turbocode.policies import Recipe, resolve_codec
 from turbocode.policies.recipe import SIDES
+from turbocode.provenance import provenance
 
 AnyPath = str | os.PathLike[str]
 Advance = Callable[[int], None]

@@ -17,10 +17,10 @@ def pack_bits(indices: NDArray[Any], bits: int) -> NDArray[np.uint8]:
 def unpack_bits(packed: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     """Indices (..., g) of bytes (..., g * bits / 8); the inverse of `pack_bits`."""
     digits = np.unpackbits(packed, axis=-1, bitorder="little").reshape(*packed.shape[:-1], -1, bits)
-    indices = np.zeros(digits.shape[:-1], dtype=np.uint8)
+    indices: NDArray[np.uint8] = np.zeros(digits.shape[:-1], dtype=np.uint8)
     for bit in range(bits):
-        indices |= digits[..., bit] << np.uint8(bit)
-    return indices.astype(np.uint8)
+        np.bitwise_or(indices, digits[..., bit] << np.uint8(bit), out=indices)
+    return indices
 
 
 def pack_nibbles(indices: NDArray[Any]) -> NDArray[np.uint8]:

@@ -26,6 +26,10 @@ class Density(Protocol):
         """The largest value it reaches; may be infinite."""
         ...
 
+    def command(self, bits: int) -> str:
+        """The command that computes its codebook."""
+        ...
+
     def tail(self, x: Any) -> Array:
         """P(X > x), accurate far out."""
         ...
@@ -41,6 +45,9 @@ class Gaussian:
 
     name: str = "gaussian"
     support: float = math.inf
+
+    def command(self, bits: int) -> str:
+        return f"turbocode train-codebook --density gaussian --bits {bits}"
 
     def tail(self, x: Any) -> Array:
         return np.asarray(special.ndtr(-np.asarray(x, dtype=np.float64)))
@@ -70,6 +77,9 @@ class SphereCoordinate:
     @property
     def support(self) -> float:
         return math.sqrt(self.dimension)
+
+    def command(self, bits: int) -> str:
+        return f"turbocode train-codebook --density sphere --dimension {self.dimension} --bits {bits}"
 
     def _remaining(self, x: Any) -> Array:
         """1 - u^2, at least 0."""

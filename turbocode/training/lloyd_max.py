@@ -12,6 +12,7 @@ from scipy import optimize
 from turbocode.codebooks import Codebook
 from turbocode.codebooks.codebook import MAX_BITS
 from turbocode.errors import OptionError
+from turbocode.provenance import provenance
 from turbocode.training.densities import Density
 
 Array = NDArray[np.float64]
@@ -38,8 +39,9 @@ def lloyd_max(density: Density, bits: int) -> Codebook:
     if not np.abs(means - positive).max() < TOLERANCE:
         raise ArithmeticError(f"Lloyd-Max for {density.name} at {bits} bits did not converge")
     nmse = 1.0 - 2.0 * float((masses * positive * positive).sum())
-    provenance = {"trainer": "lloyd-max", "density": density.name}
-    return Codebook(f"{density.name}-{bits}", np.concatenate((-positive[::-1], positive)), nmse, provenance)
+    facts = {"trainer": "lloyd-max", "density": density.name, "training_data_sha256": None, "seed": None}
+    centroids = np.concatenate((-positive[::-1], positive))
+    return Codebook(f"{density.name}-{bits}", centroids, nmse, {**facts, **provenance(density.command(bits))})
 
 
 def _start(density: Density, count: int) -> Array:

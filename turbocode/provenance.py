@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-_PACKAGES = ("turbocode", "numpy", "numba", "h5py")
+_PACKAGES = ("turbocode", "numpy", "numba", "scipy", "h5py")
 
 
 def provenance(command: str) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Training (floor 3): codebooks from densities and from dumps."""
