@@ -12,7 +12,13 @@ from turbocode_cli import attend, export, main
 
 LONG = {"demo"}  # has a test of its own
 GROUPS = {(): main.command, ("attend",): attend.command, ("export",): export.command}
-PATHS = [(*path, name) for path, group in GROUPS.items() for name in group.lazy if name not in LONG]
+SLOW = {"benchmark"}
+PATHS = [
+    pytest.param((*path, name), id=" ".join((*path, name)), marks=[pytest.mark.slow] if name in SLOW else [])
+    for path, group in GROUPS.items()
+    for name in group.lazy
+    if name not in LONG
+]
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +28,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("path", PATHS, ids=" ".join)
+@pytest.mark.parametrize("path", PATHS)
 def test_examples_run(
     path: tuple[str, ...], workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

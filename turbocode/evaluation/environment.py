@@ -13,6 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from turbocode.evaluation.machine import cpu_model, usable_cores
+
 PACKAGES = ("numpy", "numba", "h5py", "scipy", "scikit-learn", "click", "rich", "pydantic", "numba-cuda", "hdf5plugin")
 _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 _CUDA_DRIVERS = ("libcuda.so.1", "nvcuda.dll")
@@ -48,8 +50,8 @@ def describe_environment(folder: str | os.PathLike[str] = ".") -> dict[str, Any]
         },
         "machine": {
             "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-            "cpu": _cpu_name(),
-            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "cpu": cpu_model(),
+            "cores": usable_cores(),
             "memory_bytes": memory_limit(),
         },
         "gpu": _describe_gpu(),
@@ -63,14 +65,6 @@ def _package_version(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _cpu_name() -> str | None:
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or None
 
 
 def _describe_gpu() -> dict[str, Any]:
