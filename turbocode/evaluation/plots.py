@@ -13,7 +13,8 @@ from turbocode.dumps import atomic_output
 from turbocode.training.dump_codebook import TrainedCodebook
 
 _DPI = 130
-_HISTOGRAM_BINS = 256  # as drawn; the histogram itself is finer
+_HISTOGRAM_BINS = 1024  # as drawn; the histogram itself is finer
+FLOAT32_NOISE = 1e-6
 
 
 def _save(figure: Any, path: str | os.PathLike[str], force: bool) -> None:
@@ -38,8 +39,8 @@ def plot_codebook(path: str | os.PathLike[str], trained: TrainedCodebook, *, for
     """Write a PNG of the histogram that a codebook was trained on, with its centroids and boundaries."""
     figure, axes = _figure()
     histogram, codebook = trained.training, trained.codebook
-    mass = histogram.masses(trained.is_weighted).reshape(_HISTOGRAM_BINS * 4, -1).sum(axis=1)
-    centres = histogram.centres.reshape(_HISTOGRAM_BINS * 4, -1).mean(axis=1)
+    mass = histogram.masses(trained.is_weighted).reshape(_HISTOGRAM_BINS, -1).sum(axis=1)
+    centres = histogram.centres.reshape(_HISTOGRAM_BINS, -1).mean(axis=1)
     width = centres[1] - centres[0]
     axes.fill_between(centres, mass / (mass.sum() * width), step="mid", color="0.8", label="rotated coordinates")
     axes.plot(centres, np.exp(-(centres**2) / 2) / np.sqrt(2 * np.pi), color="0.4", lw=1, label="N(0, 1)")
@@ -55,26 +56,34 @@ def plot_codebook(path: str | os.PathLike[str], trained: TrainedCodebook, *, for
 
 
 def plot_error_by_rate(path: str | os.PathLike[str], rows: Sequence[dict[str, Any]], *, force: bool = False) -> None:
-    """Write a PNG of attention error against bits per value.
+    """Write a PNG of attention error against bits per value, one panel a figure.
 
-    rows : each with `name`, `bits_per_value`, `kl_mean` and `output_error`; zero errors are left out (log axes).
+    rows : each with `name`, `bits_per_value`, `kl_mean` and `output_error`; errors below what float32 resolves are
+    left out, since the axes are logarithmic.
     """
-    figure, axes = _figure()
-    other = axes.twinx()
-    for values, on, color, marker, label in (
-        ("kl_mean", axes, "C0", "o", "mean KL divergence of attention (nats)"),
-        ("output_error", other, "C1", "s", "relative error of the output"),
-    ):
-        shown = [row for row in rows if row[values] > 0]
-        bits, heights = [row["bits_per_value"] for row in shown], [row[values] for row in shown]
-        on.semilogy(bits, heights, marker, color=color, label=label)
-        on.set_ylabel(label, color=color)
-        if values == "kl_mean":
-            for row in shown:
-                on.annotate(
-                    row["name"], (row["bits_per_value"], row[values]), xytext=(5, 4), textcoords="offset points"
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11.0, 4.8), dpi=_DPI, layout="constrained")
+    labels = {"kl_mean": "mean KL divergence of attention (nats)", "output_error": "relative error of the output"}
+    for axes, (key, label) in zip(figure.subplots(1, 2), labels.items(), strict=True):
+        shown = [row for row in rows if row[key] > FLOAT32_NOISE]
+        for is_scalar, color, name in ((True, "C0", "turbo: one norm a group"), (False, "C1", "ggml: blocks of 32")):
+            family = [row for row in shown if row["name"].startswith("turbo") == is_scalar]
+            bits, errors = [row["bits_per_value"] for row in family], [row[key] for row in family]
+            axes.semilogy(bits, errors, "o", color=color, label=name)
+            for row in family:
+                # Labels of the two families stand on opposite sides, since their rates are close.
+                axes.annotate(
+                    row["name"],
+                    (row["bits_per_value"], row[key]),
+                    xytext=(-7, -4) if is_scalar else (7, -2),
+                    textcoords="offset points",
+                    ha="right" if is_scalar else "left",
+                    fontsize=8,
                 )
-    axes.set_xlabel("stored bits per value, everything counted")
-    axes.grid(visible=True, which="both", alpha=0.3)
-    axes.set_title("What coding K and V does to attention")
+        axes.set(xlabel="stored bits per value, everything counted", ylabel=label)
+        axes.set_xlim(-0.5, 10.5)
+        axes.grid(visible=True, which="major", alpha=0.4)
+        axes.legend(loc="upper right")
+    figure.suptitle("What coding K and V does to attention")
     _save(figure, path, force)

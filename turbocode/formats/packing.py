@@ -26,7 +26,7 @@ def unpack_bits(packed: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
 def pack_nibbles(indices: NDArray[Any]) -> NDArray[np.uint8]:
     """Bytes (..., g / 2) as ggml's q4_0 orders them: value j in the low half of byte j, value j + g / 2 in the high."""
     low, high = np.split(np.asarray(indices, dtype=np.uint8), 2, axis=-1)
-    return low | (high << 4)
+    return np.bitwise_or(low, high << np.uint8(4))
 
 
 def unpack_nibbles(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
