@@ -51,6 +51,21 @@ def _moments(y: Any, decoded: Any, factor: Any, terms: Any, difference: Any, out
     out[DECODED_ENERGY] = np.float64(dot(decoded, decoded, terms)) * square
 
 
+@strict
+def _codebook_moments(
+    y: Any, c: Any, norm: Any, stored: Any, uc: Any, cc: Any, factor: Any, terms: Any, difference: Any, out: Any
+) -> None:
+    """Set out (4,) as `_moments` does where c * stored is the decoded group, from the sums that encoding needed."""
+    scale = stored / factor
+    for j in range(y.shape[0]):
+        difference[j] = y[j] - c[j] * scale
+    square = np.float64(factor) * np.float64(factor)
+    out[ENERGY] = np.float64(norm) * np.float64(norm) * square
+    out[ERROR] = np.float64(dot(difference, difference, terms)) * square
+    out[DOT] = np.float64(norm) * np.float64(factor) * np.float64(stored) * np.float64(uc)
+    out[DECODED_ENERGY] = np.float64(stored) * np.float64(stored) * np.float64(cc)
+
+
 @strict_parallel
 def _encode_all(
     values: Any,
@@ -100,6 +115,7 @@ def _encode_all(
                 for j in range(g):
                     cut |= steps.store_float16(y[j] * factor, out[group], 2 * j)
                     c[j] = steps.load_float16(out[group], 2 * j)
+                _moments(y, c, factor, terms, mixed, moments[group])
             elif layout in (_Q8_0, _Q4_0):
                 for j in range(g):
                     u[j] = y[j] * factor
@@ -112,6 +128,7 @@ def _encode_all(
                     else:
                         position = block * (values_per_block // 2 + 2)
                         cut |= steps.encode_q4_0(u, start, values_per_block, out[group], position, c)
+                _moments(y, c, factor, terms, mixed, moments[group])
             else:
                 norm = np.sqrt(square)
                 inverse = _ONE / norm if norm * factor >= steps._F16_TINY else _ZERO
@@ -122,12 +139,10 @@ def _encode_all(
                 stored = steps.corrected_norm(norm * factor, uc, cc, mode)
                 cut = steps.pack_group(indices, stored, layout, bits, values_per_block, out[group])
                 stored = steps.load_float16(out[group], 0)
-                for j in range(g):
-                    c[j] *= stored
+                _codebook_moments(y, c, norm, stored, uc, cc, factor, terms, mixed, moments[group])
             if cut:
                 flag |= steps.SATURATED
             flags[group] = flag
-            _moments(y, c, factor, terms, mixed, moments[group])
 
 
 @strict_parallel

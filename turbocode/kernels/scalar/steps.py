@@ -17,7 +17,8 @@ SATURATED = np.uint8(1)  # flag of a group: a stored number was cut to the large
 NONFINITE = np.uint8(2)  # flag of a group: it held a NaN or an infinity and was stored as zero
 
 _RAW, _L2, _MSE = np.int64(NormMode.RAW), np.int64(NormMode.L2), np.int64(NormMode.MSE)
-_SPLIT_PLANES, _Q8_0, _Q4_0 = np.int64(Layout.SPLIT_PLANES), np.int64(Layout.Q8_0), np.int64(Layout.Q4_0)
+_SPLIT_PLANES, _FLOAT16 = np.int64(Layout.SPLIT_PLANES), np.int64(Layout.FLOAT16)
+_Q8_0, _Q4_0 = np.int64(Layout.Q8_0), np.int64(Layout.Q4_0)
 _F16_MAX, _F16_TINY = np.float32(FLOAT16_MAX), np.float32(FLOAT16_TINY)
 _F16_MAX_PATTERN = np.uint16(0x7BFF)
 _ZERO, _HALF, _ONE = np.float32(0.0), np.float32(0.5), np.float32(1.0)
@@ -115,15 +116,16 @@ def pack(indices: Any, bits: int, out: Any, position: int, start: int, count: in
 @strict
 def unpack(stored: Any, bits: int, position: int, indices: Any, start: int, count: int, shift: int) -> None:
     """Add what `pack` wrote at stored[position:], shifted left by `shift`, to indices[start:start + count]."""
-    mask = np.uint64((1 << bits) - 1)
-    for j in range(start, start + count, 8):
+    b, up, one = np.uint64(bits), np.uint64(shift), np.uint64(1)
+    mask = (one << b) - one
+    p = np.uint64(position)
+    for j in range(np.uint64(start), np.uint64(start + count), np.uint64(8)):
         word = np.uint64(0)
-        for byte in range(bits):
-            word |= np.uint64(stored[position]) << np.uint64(8 * byte)
-            position += 1
-        for lane in range(8):
-            index = (word >> np.uint64(bits * lane)) & mask
-            indices[j + lane] |= np.uint32(index << np.uint64(shift))
+        for byte in range(b):
+            word |= np.uint64(stored[p + byte]) << (np.uint64(8) * byte)
+        p += b
+        for lane in range(np.uint64(8)):
+            indices[j + lane] |= np.uint32(((word >> (b * lane)) & mask) << up)
 
 
 @strict
@@ -209,22 +211,23 @@ def encode_q4_0(v: Any, start: int, count: int, out: Any, position: int, decoded
 
 
 @strict
-def decode_q8_0(stored: Any, position: int, decoded: Any, start: int, count: int) -> None:
-    """Set decoded[start:start + count] from the q8_0 block at stored[position:]."""
-    scale = load_float16(stored, position)
-    for j in range(count):
-        decoded[start + j] = np.float32(np.int8(stored[position + 2 + j])) * scale
+def decode_q8_0(block: Any, out: Any) -> None:
+    """Set out (32,) from a q8_0 block (34 bytes)."""
+    scale, quants = load_float16(block, 0), block[2:]
+    for j in range(out.shape[0]):
+        out[j] = np.float32(np.int8(quants[j])) * scale
 
 
 @strict
-def decode_q4_0(stored: Any, position: int, decoded: Any, start: int, count: int) -> None:
-    """Set decoded[start:start + count] from the q4_0 block at stored[position:]."""
-    scale = load_float16(stored, position)
-    half = count // 2
+def decode_q4_0(block: Any, out: Any) -> None:
+    """Set out (32,) from a q4_0 block (18 bytes)."""
+    scale, quants = load_float16(block, 0), block[2:]
+    half = out.shape[0] // 2
+    low, high = out[:half], out[half:]
     for j in range(half):
-        byte = np.int32(stored[position + 2 + j])
-        decoded[start + j] = np.float32((byte & np.int32(15)) - np.int32(8)) * scale
-        decoded[start + half + j] = np.float32((byte >> np.int32(4)) - np.int32(8)) * scale
+        byte = np.int32(quants[j])
+        low[j] = np.float32((byte & np.int32(15)) - np.int32(8)) * scale
+        high[j] = np.float32((byte >> np.int32(4)) - np.int32(8)) * scale
 
 
 @strict
@@ -233,15 +236,19 @@ def dequantize_group(
 ) -> None:
     """Set y (g,) to the rotated values of one group of any layout; indices is uint32 (g,) scratch."""
     g = y.shape[0]
-    if layout == _Q8_0:
-        for block in range(g // values_per_block):
-            decode_q8_0(stored, block * (values_per_block + 2), y, block * values_per_block, values_per_block)
-    elif layout == _Q4_0:
-        for block in range(g // values_per_block):
-            decode_q4_0(stored, block * (values_per_block // 2 + 2), y, block * values_per_block, values_per_block)
-    elif layout == np.int64(Layout.FLOAT16):
+    if layout in (_Q8_0, _Q4_0):
+        n_bytes = values_per_block + 2 if layout == _Q8_0 else values_per_block // 2 + 2
+        for number in range(g // values_per_block):
+            block = stored[number * n_bytes : (number + 1) * n_bytes]
+            out = y[number * values_per_block : (number + 1) * values_per_block]
+            if layout == _Q8_0:
+                decode_q8_0(block, out)
+            else:
+                decode_q4_0(block, out)
+    elif layout == _FLOAT16:
+        halves = stored.view(np.uint16)
         for j in range(g):
-            y[j] = load_float16(stored, 2 * j)
+            y[j] = float32_from_float16(halves[j])
     else:
         norm = unpack_group(stored, layout, bits, values_per_block, indices)
         for j in range(g):
