@@ -109,7 +109,8 @@ def test_no_fused_multiply_add(compiler: str, tmp_path: Path) -> None:
     )
     uses = "".join(
         f'#include "{p}.h"\nvoid use_{p}(const float *v, {p}_block *b, float *o);\n'
-        f"void use_{p}(const float *v, {p}_block *b, float *o) {{ o[0] = (float){p}_encode(v, b); {p}_decode(b, o); }}\n"
+        f"void use_{p}(const float *v, {p}_block *b, float *o)\n"
+        f"{{ o[0] = (float){p}_encode(v, b); {p}_decode(b, o); }}\n"
         for p in prefixes
     )
     assembly = {}

@@ -127,6 +127,16 @@ def test_a_prefix_is_refused_or_changes_nothing_else(prefix: str) -> None:
     assert names <= allowed and max(map(len, names)) <= 63
 
 
+@pytest.mark.parametrize(
+    "spec", ["turbo3@80", "turbo3_0@128", "turbo3:rotation=none@128", "q8_0_rot@96", "q4_0@64", "f16@128"]
+)
+def test_every_name_is_a_known_one(spec: str, tmp_path: Path) -> None:
+    name, _, size = spec.partition("@")
+    header = c_header(make_codec(name, int(size)), prefix="p")
+    assert declared(header, tmp_path) < {f"p_{known}" for known in NAMES}
+    assert set(re.findall(r"#define (\w+)", header)) == {f"P_{macro}" for macro in MACROS}
+
+
 def is_free(text: str) -> bool:
     try:
         return c_ident(text) == text

@@ -17,9 +17,45 @@ from turbocode.export.c_text import MAX_IDENTIFIER, c_float, c_ident, environmen
 from turbocode.formats.block_format import FLOAT16_TINY
 
 # What a header may declare, as prefix_NAME.
-NAMES = ["block", "block_check", "float_check", "centroids", "boundaries", "signs_before", "signs_after", "base", "base_transposed", "float_from_half", "half_from_float", "load_half", "store_half", "dot", "prepare", "transform", "rotate", "unrotate", "index", "pack", "value", "encode", "decode", "decode_rotated"]
+NAMES = [
+    "block",
+    "block_check",
+    "float_check",
+    "centroids",
+    "boundaries",
+    "signs_before",
+    "signs_after",
+    "base",
+    "base_transposed",
+    "float_from_half",
+    "half_from_float",
+    "load_half",
+    "store_half",
+    "dot",
+    "prepare",
+    "transform",
+    "rotate",
+    "unrotate",
+    "index",
+    "pack",
+    "value",
+    "encode",
+    "decode",
+    "decode_rotated",
+]
 # Macros it may define, as PREFIX_NAME.
-MACROS = ["HEADER_INCLUDED", "GROUP_SIZE", "VALUES_PER_BLOCK", "BLOCKS_PER_GROUP", "BLOCK_BYTES", "GROUP_BYTES", "SATURATED", "NONFINITE", "EXACT", "EXACT_BODY"]
+MACROS = [
+    "HEADER_INCLUDED",
+    "GROUP_SIZE",
+    "VALUES_PER_BLOCK",
+    "BLOCKS_PER_GROUP",
+    "BLOCK_BYTES",
+    "GROUP_BYTES",
+    "SATURATED",
+    "NONFINITE",
+    "EXACT",
+    "EXACT_BODY",
+]
 _LONGEST = max(map(len, [*NAMES, *MACROS])) + 1
 MAX_PREFIX = MAX_IDENTIFIER - _LONGEST
 _MAX_FACTS = 16

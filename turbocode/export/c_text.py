@@ -66,7 +66,10 @@ def c_float(value: float) -> str:
 
 
 def c_comment(value: object) -> str:
-    """`value` as text for the inside of a comment: other characters than A-Za-z0-9 ._:+/- become one `-`, cut at 100."""
+    """`value` as text for the inside of a comment, cut at 100 characters.
+
+    Each run of characters other than A-Za-z0-9 ._:+/- becomes one `-`.
+    """
     return _NOT_IN_COMMENT.sub("-", str(value)[:MAX_COMMENT]).strip()
 
 
