@@ -13,16 +13,13 @@ from dataclasses import asdict, dataclass
 import click
 
 from turbocode.errors import StorageError, TurbocodeError
+from turbocode_cli.interruption import Terminated
 from turbocode_cli.output import SCHEMA_VERSION, Invocation, printable
 
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 EXIT_TERMINATED = 128 + signal.SIGTERM
 _DISK_ERRNOS = frozenset({errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 _SUGGESTION = re.compile(r"\s\(?((?:Did you mean|Commands are)\s.*?)[.)]*$")
-
-
-class Terminated(BaseException):
-    """SIGTERM arrived; not an Exception, so that nothing on the way takes it for an error of its own."""
 
 
 @dataclass(frozen=True)

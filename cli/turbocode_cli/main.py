@@ -5,16 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from types import FrameType
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import NoReturn
 
 import click
 
 from turbocode.errors import StorageError
-from turbocode_cli.failures import Terminated, describe_failure, report_failure
+from turbocode_cli.failures import describe_failure, report_failure
+from turbocode_cli.interruption import interruptible
 from turbocode_cli.lazy_group import LazyCommand, LazyGroup
 from turbocode_cli.output import Invocation
 
@@ -91,7 +90,7 @@ def run(arguments: Sequence[str]) -> int:
             stream.reconfigure(errors="backslashreplace")
     invocation = Invocation()
     try:
-        with _terminable():
+        with interruptible():
             try:
                 return _invoke(list(arguments), invocation)
             finally:
@@ -117,24 +116,3 @@ def _invoke(arguments: list[str], invocation: Invocation) -> int:
     except click.exceptions.Exit as ending:
         return ending.exit_code
     return 0
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Context in which SIGTERM is an exception, so that part files and locks are cleaned up."""
-    if (
-        threading.current_thread() is not threading.main_thread()
-        or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
-    ):
-        yield
-        return
-
-    def terminate(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise Terminated
-
-    signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)

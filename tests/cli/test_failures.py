@@ -12,7 +12,8 @@ import pytest
 
 from turbocode.errors import DataError, OptionError
 from turbocode_cli import main
-from turbocode_cli.failures import Terminated, describe_failure
+from turbocode_cli.failures import describe_failure
+from turbocode_cli.interruption import Terminated
 from turbocode_cli.output import emit
 
 DUMP = "data/tiny-pride.h5"

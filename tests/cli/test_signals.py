@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from turbocode_cli.interruption import Terminated, interruptible
+
 PATIENCE = 60.0  # seconds a slow machine may take to get going
 
 
@@ -27,3 +29,17 @@ def test_a_signal_ends_the_command_and_its_part_file(
     assert process.returncode == code
     assert out == b"" and b"Traceback" not in err and len(err.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
+def test_a_signal_that_python_drops_is_sent_again(number: signal.Signals, raised: type[BaseException]) -> None:
+    class Careless:
+        def __del__(self) -> None:
+            signal.raise_signal(number)
+
+    handler = signal.getsignal(number)
+    with pytest.raises(raised), interruptible():
+        careless = Careless()
+        del careless
+        time.sleep(PATIENCE)
+    assert signal.getsignal(number) is handler
