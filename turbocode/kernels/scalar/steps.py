@@ -182,6 +182,8 @@ def encode_q8_0(v: Any, start: int, count: int, out: Any, position: int, decoded
         quant = np.trunc(scaled)
         if abs(scaled - quant) >= _HALF:
             quant += _ONE if scaled > _ZERO else -_ONE
+        # A rotated value that overflowed is infinite; its product with inverse = 0 is NaN.
+        quant = quant if abs(quant) <= _Q8_MAX else _ZERO
         out[position + 2 + j] = np.uint8(np.int8(quant))
         decoded[start + j] = quant * stored_scale
     return cut
@@ -202,8 +204,11 @@ def encode_q4_0(v: Any, start: int, count: int, out: Any, position: int, decoded
     stored_scale = load_float16(out, position)
     half = count // 2
     for j in range(half):
-        low = min(np.int32(15), np.int32(v[start + j] * inverse + (_Q4_OFFSET + _HALF)))
-        high = min(np.int32(15), np.int32(v[start + half + j] * inverse + (_Q4_OFFSET + _HALF)))
+        low_level = v[start + j] * inverse + (_Q4_OFFSET + _HALF)
+        high_level = v[start + half + j] * inverse + (_Q4_OFFSET + _HALF)
+        # NaN, from a rotated value that overflowed, is stored as 0.
+        low = min(np.int32(15), np.int32(low_level if low_level >= _ZERO else _ZERO))
+        high = min(np.int32(15), np.int32(high_level if high_level >= _ZERO else _ZERO))
         out[position + 2 + j] = np.uint8(low | (high << np.int32(4)))
         decoded[start + j] = np.float32(low - np.int32(8)) * stored_scale
         decoded[start + half + j] = np.float32(high - np.int32(8)) * stored_scale
