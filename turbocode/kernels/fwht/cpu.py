@@ -15,49 +15,48 @@ from turbocode.kernels._cpu import GROUPS_PER_TASK, prange, strict, strict_paral
 from turbocode.kernels.fwht.hadamard import Rotation
 
 RADIX = 8
+# Unsigned indices need no test for being negative, which would keep a loop from being vectorised.
+RADIX_U = np.uint64(RADIX)
+_1, _2, _3, _4, _5, _6, _7 = (np.uint64(n) for n in range(1, 8))
 
 
 @strict
 def _stride_one(v: Any) -> None:
     """Stages of distance 1, 2 and 4 on every run of eight values, held in registers."""
-    for i in range(0, v.shape[0], RADIX):
-        x0, x1, x2, x3, x4, x5, x6, x7 = v[i], v[i + 1], v[i + 2], v[i + 3], v[i + 4], v[i + 5], v[i + 6], v[i + 7]
+    for i in range(np.uint64(0), np.uint64(v.shape[0]), RADIX_U):
+        i1, i2, i3, i4, i5, i6, i7 = i + _1, i + _2, i + _3, i + _4, i + _5, i + _6, i + _7
+        x0, x1, x2, x3, x4, x5, x6, x7 = v[i], v[i1], v[i2], v[i3], v[i4], v[i5], v[i6], v[i7]
         a0, a1, a2, a3 = x0 + x1, x0 - x1, x2 + x3, x2 - x3
         a4, a5, a6, a7 = x4 + x5, x4 - x5, x6 + x7, x6 - x7
         b0, b1, b2, b3 = a0 + a2, a1 + a3, a0 - a2, a1 - a3
         b4, b5, b6, b7 = a4 + a6, a5 + a7, a4 - a6, a5 - a7
-        v[i], v[i + 1], v[i + 2], v[i + 3] = b0 + b4, b1 + b5, b2 + b6, b3 + b7
-        v[i + 4], v[i + 5], v[i + 6], v[i + 7] = b0 - b4, b1 - b5, b2 - b6, b3 - b7
+        v[i], v[i1], v[i2], v[i3] = b0 + b4, b1 + b5, b2 + b6, b3 + b7
+        v[i4], v[i5], v[i6], v[i7] = b0 - b4, b1 - b5, b2 - b6, b3 - b7
 
 
 @strict
-def _stride_eight(w: Any, lanes: int) -> None:
-    """Stages of distance 8, 16 and 32 on w (64,). lanes is 8: a variable, so that the loop stays one to vectorise."""
-    for i in range(lanes):
-        x0, x1, x2, x3, x4, x5, x6, x7 = (
-            w[i],
-            w[i + 8],
-            w[i + 16],
-            w[i + 24],
-            w[i + 32],
-            w[i + 40],
-            w[i + 48],
-            w[i + 56],
-        )
+def _stride_eight(v: Any, start: Any, lanes: Any) -> None:
+    """Stages of distance 8, 16 and 32 on v[start:start + 64]. lanes is 8: as a variable, it keeps the loop a loop."""
+    for lane in range(lanes):
+        i = start + lane
+        i1, i2, i3, i4 = i + _1 * RADIX_U, i + _2 * RADIX_U, i + _3 * RADIX_U, i + _4 * RADIX_U
+        i5, i6, i7 = i + _5 * RADIX_U, i + _6 * RADIX_U, i + _7 * RADIX_U
+        x0, x1, x2, x3, x4, x5, x6, x7 = v[i], v[i1], v[i2], v[i3], v[i4], v[i5], v[i6], v[i7]
         a0, a1, a2, a3 = x0 + x1, x0 - x1, x2 + x3, x2 - x3
         a4, a5, a6, a7 = x4 + x5, x4 - x5, x6 + x7, x6 - x7
         b0, b1, b2, b3 = a0 + a2, a1 + a3, a0 - a2, a1 - a3
         b4, b5, b6, b7 = a4 + a6, a5 + a7, a4 - a6, a5 - a7
-        w[i], w[i + 8], w[i + 16], w[i + 24] = b0 + b4, b1 + b5, b2 + b6, b3 + b7
-        w[i + 32], w[i + 40], w[i + 48], w[i + 56] = b0 - b4, b1 - b5, b2 - b6, b3 - b7
+        v[i], v[i1], v[i2], v[i3] = b0 + b4, b1 + b5, b2 + b6, b3 + b7
+        v[i4], v[i5], v[i6], v[i7] = b0 - b4, b1 - b5, b2 - b6, b3 - b7
 
 
 @strict
-def _stage(low: Any, high: Any) -> None:
-    for i in range(low.shape[0]):
-        a, b = low[i], high[i]
-        low[i] = a + b
-        high[i] = a - b
+def _stage(v: Any, start: Any, h: Any) -> None:
+    """One stage of distance h on v[start:start + 2 h]."""
+    for j in range(h):
+        a, b = v[start + j], v[start + h + j]
+        v[start + j] = a + b
+        v[start + h + j] = a - b
 
 
 @strict
@@ -69,11 +68,11 @@ def butterflies(v: Any, width: int, lanes: int) -> None:
         h = RADIX
     if width >= RADIX * RADIX:
         for start in range(0, v.shape[0], RADIX * RADIX):
-            _stride_eight(v[start : start + RADIX * RADIX], lanes)
+            _stride_eight(v, np.uint64(start), np.uint64(lanes))
         h = RADIX * RADIX
     while h < width:
         for start in range(0, v.shape[0], 2 * h):
-            _stage(v[start : start + h], v[start + h : start + 2 * h])
+            _stage(v, np.uint64(start), np.uint64(h))
         h *= 2
 
 

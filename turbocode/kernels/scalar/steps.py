@@ -27,13 +27,13 @@ _Q8_MAX, _Q4_OFFSET = np.float32(127.0), np.float32(8.0)
 
 @strict
 def dot(a: Any, b: Any, terms: Any) -> Any:
-    """Sum of a * b in float32; terms is float32 scratch of their length.
+    """Sum of a * b in float32, of even length; terms is float32 scratch of that length.
 
     While the number of terms is even and above eight, the upper half is added to the lower; the rest one by one.
     """
-    n = np.uint64(a.shape[0])
+    n = np.uint64(a.shape[0] // 2)
     for j in range(n):
-        terms[j] = a[j] * b[j]
+        terms[j] = a[j] * b[j] + a[j + n] * b[j + n]
     while n > np.uint64(8) and (n & np.uint64(1)) == np.uint64(0):
         n = n >> np.uint64(1)
         for j in range(n):
@@ -67,7 +67,7 @@ def load_float16(stored: Any, position: int) -> Any:
 @strict
 def quantize(u: Any, boundaries: Any, centroids: Any, indices: Any, c: Any) -> None:
     """Set indices (uint32) to the number of boundaries <= u, and c to their centroids. Boundaries come 3, 7 or 15."""
-    g = u.shape[0]
+    g = np.uint64(u.shape[0])
     boundary = boundaries[0]
     for j in range(g):
         indices[j] = np.uint32(u[j] >= boundary)
@@ -95,22 +95,19 @@ def corrected_norm(norm: Any, uc: Any, cc: Any, mode: int) -> Any:
 
 @strict
 def pack(indices: Any, bits: int, out: Any, position: int, start: int, count: int, shift: int) -> None:
-    """Write `bits` bits of indices[start:start + count] >> shift at out[position:], least significant first."""
-    b, down = np.uint64(bits), np.uint64(shift)
-    mask = (np.uint64(1) << b) - np.uint64(1)
-    for j in range(start, start + count, 8):
-        word = (np.uint64(indices[j]) >> down) & mask
-        word |= ((np.uint64(indices[j + 1]) >> down) & mask) << b
-        word |= ((np.uint64(indices[j + 2]) >> down) & mask) << (np.uint64(2) * b)
-        word |= ((np.uint64(indices[j + 3]) >> down) & mask) << (np.uint64(3) * b)
-        word |= ((np.uint64(indices[j + 4]) >> down) & mask) << (np.uint64(4) * b)
-        word |= ((np.uint64(indices[j + 5]) >> down) & mask) << (np.uint64(5) * b)
-        word |= ((np.uint64(indices[j + 6]) >> down) & mask) << (np.uint64(6) * b)
-        word |= ((np.uint64(indices[j + 7]) >> down) & mask) << (np.uint64(7) * b)
-        for _ in range(bits):
-            out[position] = np.uint8(word & np.uint64(0xFF))
-            word = word >> np.uint64(8)
-            position += 1
+    """Write `bits` (1 to 4) bits of indices[start:start + count] >> shift at out[position:], lowest first."""
+    b, down, eight = np.uint32(bits), np.uint32(shift), np.uint64(8)
+    mask = np.uint32((np.uint32(1) << b) - np.uint32(1))
+    p = np.uint64(position)
+    for j in range(np.uint64(start), np.uint64(start + count), eight):
+        word = np.uint32(0)
+        for lane in range(eight):
+            index = np.uint32(np.uint32(indices[j + lane] >> down) & mask)
+            word |= np.uint32(index << np.uint32(b * np.uint32(lane)))
+        for _ in range(b):
+            out[p] = np.uint8(word & np.uint32(0xFF))
+            word = np.uint32(word >> np.uint32(8))
+            p += np.uint64(1)
 
 
 @strict
