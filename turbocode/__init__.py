@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from turbocode.errors import TurbocodeError
     from turbocode.formats import FORMAT_NAMES, BlockFormat, block_format
 
+__version__ = "0.1.0"
+
 _HOMES = {
     "codebooks": ("Codebook", "load_codebook", "read_codebook"),
     "codecs": (
@@ -51,6 +53,7 @@ __all__ = [
     "Codebook",
     "Codec",
     "TurbocodeError",
+    "__version__",
     "block_format",
     "codec_from_description",
     "create_dump",

@@ -11,6 +11,7 @@ from typing import NoReturn
 
 import click
 
+import turbocode
 from turbocode.errors import StorageError
 from turbocode_cli.failures import describe_failure, report_failure
 from turbocode_cli.interruption import interruptible
@@ -36,9 +37,7 @@ COMMANDS = {
 
 def _print_version(ctx: click.Context, parameter: click.Parameter, is_asked: bool) -> None:
     if is_asked and not ctx.resilient_parsing:
-        from turbocode.evaluation.environment import turbocode_version
-
-        click.echo(f"{PROGRAM} {turbocode_version()}")
+        click.echo(f"{PROGRAM} {turbocode.__version__}")
         ctx.exit()
 
 

@@ -12,8 +12,6 @@ from turbocode.errors import DeviceError
 
 MIN_MEMORY = 64 << 20
 _SIZE = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*(?:([kmgt])(i?))?(b?)", re.IGNORECASE)
-# A dump numbers its layers with three digits.
-_SPAN = re.compile(r"([0-9]{1,3})(?:-([0-9]{1,3}))?")
 
 # Whether a file exists is for the library to say (exit code 66); click would call it wrong usage.
 FILE = click.Path(path_type=Path, readable=False)
@@ -41,18 +39,12 @@ def parse_size(ctx: click.Context, param: click.Parameter, value: str | None) ->
     return n_bytes
 
 
-def parse_layers(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
-    """Layer numbers in ascending order from `0-3,7`; None, for all layers, from None."""
+def _parse_layers(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
     if value is None:
         return None
-    layers: set[int] = set()
-    for part in value.split(","):
-        match = _SPAN.fullmatch(part.strip())
-        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        if first > last:
-            raise click.BadParameter(f"{part!r} in {value!r} is not a layer; allowed are lists like 0-3,7", ctx, param)
-        layers.update(range(first, last + 1))
-    return tuple(sorted(layers))
+    from turbocode.policies.recipe import parse_layers
+
+    return parse_layers(value)
 
 
 def _resolve_device(ctx: click.Context, param: click.Parameter, value: str) -> str:
@@ -82,7 +74,7 @@ max_memory_option = click.option(
     help="Memory for data, such as 512MiB or 2GiB.",
 )
 layers_option = click.option(
-    "--layers", callback=parse_layers, metavar="LIST", help="Only these layers, such as 0-3,7."
+    "--layers", callback=_parse_layers, metavar="LIST", help="Only these layers, such as 0-3,7."
 )
 device_option = click.option(
     "--device",

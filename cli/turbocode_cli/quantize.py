@@ -15,6 +15,7 @@ from turbocode_cli.options import (
     json_option,
     layers_option,
     max_memory_option,
+    nonfinite_option,
     out_option,
     quiet_option,
 )
@@ -31,13 +32,7 @@ if TYPE_CHECKING:
 @v_option
 @recipe_option
 @layers_option
-@click.option(
-    "--nonfinite",
-    type=click.Choice(["error", "zero"]),
-    default="error",
-    show_default=True,
-    help="What a NaN or infinity in the dump is: an error, or 0 (and counted).",
-)
+@nonfinite_option
 @click.option("--dry-run", is_flag=True, help="Say what would be written, and write nothing.")
 @max_memory_option
 @device_option

@@ -25,12 +25,13 @@ MAX_JSON_BYTES = 1 << 20
 class PartStream:
     """File object for HDF5 that keeps its first failure to itself and then swallows all writes.
 
-    HDF5 crashes the interpreter at exit once a write has failed. The part file is lost anyway, so HDF5 may believe that
-    all went well; `check` raises what happened.
+    HDF5 crashes the interpreter at exit once a write has failed, and drops any other exception that is raised in here,
+    a signal's for instance. The part file is lost anyway, so HDF5 may believe that all went well; `check` raises what
+    happened.
     """
 
     def __init__(self, path: Path) -> None:
-        self.failure: OSError | None = None
+        self.failure: BaseException | None = None
         self._abandoned = False
         self._raw = cast(BinaryIO, path.open("r+b", buffering=0))
 
@@ -39,9 +40,13 @@ class PartStream:
         self._abandoned = True
 
     def check(self) -> None:
-        """Raise the failure that a write ran into, if any."""
+        """Raise the failure that a read or write ran into, if any."""
         if self.failure is not None:
             raise self.failure
+
+    def _keep(self, failure: BaseException) -> None:
+        self.failure = self.failure or failure
+        self._abandoned = True
 
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
@@ -51,19 +56,21 @@ class PartStream:
         try:
             while done < len(view):
                 done += self._raw.write(view[done:])
-        except OSError as failure:
-            self.failure = failure
-            self._abandoned = True
+        except BaseException as failure:
+            self._keep(failure)
         return len(view)
 
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")
         done = 0
-        while done < len(view):
-            count = cast(Any, self._raw).readinto(view[done:])
-            if not count:
-                break
-            done += count
+        try:
+            while done < len(view):
+                count = cast(Any, self._raw).readinto(view[done:])
+                if not count:
+                    break
+                done += count
+        except BaseException as failure:
+            self._keep(failure)
         view[done:] = bytes(len(view) - done)
         return len(view)
 
@@ -78,9 +85,8 @@ class PartStream:
             return size or 0
         try:
             return self._raw.truncate(size)
-        except OSError as failure:
-            self.failure = failure
-            self._abandoned = True
+        except BaseException as failure:
+            self._keep(failure)
             return size or 0
 
     def flush(self) -> None:
@@ -110,7 +116,8 @@ def hdf5_output(
                 raise
         except HDF5_FAILURES:
             # After a failed write HDF5 may stumble over what it cannot read back; the write is the cause.
-            known = None if stream.failure is None else storage_failure(stream.failure, path)
+            cause = stream.failure
+            known = storage_failure(cause, path) if isinstance(cause, OSError) else cause
             if known is None:
                 raise
             raise known from None

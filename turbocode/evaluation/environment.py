@@ -13,17 +13,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import turbocode
 from turbocode.evaluation.machine import cpu_model, usable_cores
 
 PACKAGES = ("numpy", "numba", "h5py", "scipy", "scikit-learn", "click", "rich", "pydantic", "numba-cuda", "hdf5plugin")
 _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 _CUDA_DRIVERS = ("libcuda.so.1", "nvcuda.dll")
 _NAME_BYTES = 256
-
-
-def turbocode_version() -> str:
-    """The installed version, `not installed` where the package runs from a source tree."""
-    return _package_version("turbocode") or "not installed"
 
 
 def memory_limit() -> int:
@@ -44,7 +40,7 @@ def describe_environment(folder: str | os.PathLike[str] = ".") -> dict[str, Any]
     """
     return {
         "versions": {
-            "turbocode": turbocode_version(),
+            "turbocode": turbocode.__version__,
             "python": platform.python_version(),
             **{name: _package_version(name) for name in PACKAGES},
         },
