@@ -96,7 +96,7 @@ def corrected_norm(norm: Any, uc: Any, cc: Any, mode: int) -> Any:
 @strict
 def pack(indices: Any, bits: int, out: Any, position: int, start: int, count: int, shift: int) -> None:
     """Write `bits` (1 to 4) bits of indices[start:start + count] >> shift at out[position:], lowest first."""
-    b, down, eight = np.uint32(bits), np.uint32(shift), np.uint64(8)
+    b, down, eight, one = np.uint32(bits), np.uint32(shift), np.uint64(8), np.uint64(1)
     mask = np.uint32((np.uint32(1) << b) - np.uint32(1))
     p = np.uint64(position)
     for j in range(np.uint64(start), np.uint64(start + count), eight):
@@ -104,10 +104,14 @@ def pack(indices: Any, bits: int, out: Any, position: int, start: int, count: in
         for lane in range(eight):
             index = np.uint32(np.uint32(indices[j + lane] >> down) & mask)
             word |= np.uint32(index << np.uint32(b * np.uint32(lane)))
-        for _ in range(b):
-            out[p] = np.uint8(word & np.uint32(0xFF))
-            word = np.uint32(word >> np.uint32(8))
-            p += np.uint64(1)
+        out[p] = np.uint8(word & np.uint32(0xFF))
+        if bits > 1:
+            out[p + one] = np.uint8(np.uint32(word >> np.uint32(8)) & np.uint32(0xFF))
+        if bits > 2:
+            out[p + one + one] = np.uint8(np.uint32(word >> np.uint32(16)) & np.uint32(0xFF))
+        if bits > 3:
+            out[p + one + one + one] = np.uint8(word >> np.uint32(24))
+        p += np.uint64(bits)
 
 
 @strict
