@@ -2,7 +2,8 @@
 
     python tests/benchmarks/cpu_speed.py [-o docs/benchmarks/cpu.json]
 
-Baselines: PyPI packages that are installed (turboquant-pro, turboquant-llm; where none is, the run says so), NumPy float32 attention on the unpacked cache, and reading and checksumming a dump.
+Baselines: PyPI packages that are installed (turboquant-pro, turboquant-llm; where none is, the run says so), NumPy
+float32 attention on the unpacked cache, and reading and checksumming a dump.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import enum
 class NormMode(enum.IntEnum):
     """How the stored norm follows from |x|, u and c. Kernels branch on the number."""
 
-    RAW = 0  # |x|: decoded vectors shrink a little each time they are encoded again
+    RAW = 0  # |x|: decoded vectors drift away each time they are encoded again
     L2 = 1  # |x| / |c|: the decoded vector has the norm of x
     MSE = 2  # |x| <u,c> / |c|^2: the least squared error
     UNBIASED = 3  # |x| / <u,c>: <x, decoded x> = |x|^2 (DRIVE, arXiv 2105.08339; EDEN)

@@ -1,0 +1,49 @@
+"""Frozen blocks: every release must write these bytes and read these values."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from turbocode.codecs import CODEC_NAMES, make_codec
+from turbocode.kernels.scalar import NORM_MODES, reference
+
+CASES = json.loads((Path(__file__).parent / "golden" / "golden.json").read_text())
+
+
+def case_id(case: dict[str, Any]) -> str:
+    return f"{case['codec']}-{case['norm']}-{len(case['values']) // 4}"
+
+
+GROUPED: dict[str, list[dict[str, Any]]] = {}
+for _case in CASES:
+    GROUPED.setdefault(case_id(_case), []).append(_case)
+
+
+def unhex(cases: list[dict[str, Any]], key: str, dtype: str) -> Any:
+    return np.stack([np.frombuffer(bytes.fromhex(case[key]), dtype=dtype) for case in cases])
+
+
+def test_every_codec_has_golden_blocks() -> None:
+    assert {case["codec"] for case in CASES} == set(CODEC_NAMES)
+
+
+@pytest.mark.parametrize("cases", GROUPED.values(), ids=GROUPED.keys())
+def test_blocks_and_values_are_the_frozen_ones(cases: list[dict[str, Any]]) -> None:
+    values = unhex(cases, "values", "<f2")
+    blocks, decoded = unhex(cases, "blocks", "u1"), unhex(cases, "decoded", "<f4")
+    name, mode = cases[0]["codec"], cases[0]["norm"]
+    codec = make_codec(f"{name}:norm={mode}" if name.startswith("turbo") else name, values.shape[1])
+
+    centroids, boundaries = codec.tables()
+    by_reference = reference.encode(values, codec.block_format, codec.rotation, centroids, boundaries, NORM_MODES[mode])
+    np.testing.assert_array_equal(by_reference.view(np.uint8).reshape(len(values), -1), blocks)
+    np.testing.assert_array_equal(codec.encode(values)[0], blocks)
+
+    scale = np.abs(decoded).max(axis=1, keepdims=True)
+    difference = np.abs(codec.decode(blocks).astype(np.float64) - decoded)
+    assert bool((difference <= 1e-6 * scale).all())

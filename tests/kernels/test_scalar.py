@@ -1,0 +1,152 @@
+"""Scalar encoding: cpu against the float64 reference, edge cases, laws of the norm modes."""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+import pytest
+from helpers.compare import assert_within
+
+from turbocode.codecs import CODEC_NAMES, Codec, make_codec
+from turbocode.formats import FLOAT16_MAX, Layout
+from turbocode.kernels.scalar import NORM_MODES, cpu, reference
+
+CASES = [
+    (name, group, mode)
+    for name in CODEC_NAMES
+    for group in (64, 80, 96, 128)
+    for mode in (NORM_MODES if name in ("turbo2", "turbo3", "turbo4") else ("l2",))
+    if not (name.startswith("turbo") and name.endswith("_0") and group != 128)
+    if not (name.startswith("q") and group % 32)
+]
+
+
+def codec_for(name: str, group: int, mode: str = "l2") -> Codec:
+    return make_codec(f"{name}:norm={mode}" if name.startswith("turbo") else name, group)
+
+
+def encode_both(codec: Codec, x: np.ndarray, mode: str) -> tuple[np.ndarray, np.ndarray]:
+    centroids, boundaries = codec.tables()
+    expected = reference.encode(x, codec.block_format, codec.rotation, centroids, boundaries, NORM_MODES[mode])
+    actual = cpu.encode(x, codec.block_format, codec.rotation, centroids, boundaries, NORM_MODES[mode]).blocks
+    return actual.view(codec.block_format.dtype).reshape(expected.shape), expected
+
+
+@pytest.mark.parametrize(("name", "group", "mode"), CASES)
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_cpu_agrees_with_reference(name: str, group: int, mode: str, dtype: type, rng: np.random.Generator) -> None:
+    codec = codec_for(name, group, mode)
+    x = (rng.standard_normal((1001, group)) * np.exp(rng.standard_normal((1001, 1)))).astype(dtype)
+    actual, expected = encode_both(codec, x, mode)
+    centroids = codec.tables()[0]
+    values = reference.dequantize(actual, codec.block_format, centroids)
+    wanted = reference.dequantize(expected, codec.block_format, centroids)
+    is_off = (actual.view(np.uint8) != expected.view(np.uint8)).reshape(len(x), -1)
+    # A coordinate within float32 rounding of a boundary may fall to the other side; a norm may round the other way.
+    assert is_off.any(axis=1).mean() <= 2e-3
+    assert np.linalg.norm(values - wanted) <= 1e-3 * np.linalg.norm(wanted)
+    if "norm" in (actual.dtype.names or ()):
+        ulps = np.abs(actual["norm"].view(np.int16).astype(int) - expected["norm"].view(np.int16))
+        has_same_indices = ~is_off.reshape(*actual.shape, -1)[..., 2:].any(axis=(1, 2))
+        assert ulps[has_same_indices].max() <= 1
+    decoded = cpu.decode(
+        np.ascontiguousarray(actual).view(np.uint8).reshape(len(x), -1), codec.block_format, codec.rotation, centroids
+    )
+    assert_within(
+        decoded, reference.decode(actual, codec.block_format, codec.rotation, centroids), 1e-5 * np.abs(x).max()
+    )
+
+
+@pytest.mark.parametrize("n", [1, 2, 63, 64, 65, 129])
+@pytest.mark.parametrize("name", CODEC_NAMES)
+def test_any_number_of_groups_and_any_split_gives_the_same_blocks(name: str, n: int, rng: np.random.Generator) -> None:
+    codec = make_codec(name, 128)
+    x = rng.standard_normal((n, 128)).astype(np.float16)
+    blocks, _ = codec.encode(x)
+    one_by_one = np.concatenate([codec.encode(row[None])[0] for row in x])
+    np.testing.assert_array_equal(blocks, one_by_one)
+    np.testing.assert_array_equal(codec.decode(blocks), np.concatenate([codec.decode(row[None]) for row in blocks]))
+
+
+def test_threads_do_not_change_a_byte(rng: np.random.Generator) -> None:
+    codec, x = make_codec("turbo3", 128), rng.standard_normal((5000, 128)).astype(np.float32)
+    threads, results = numba.get_num_threads(), []
+    try:
+        for count in sorted({1, threads}):
+            numba.set_num_threads(count)
+            results.append(codec.encode(x)[0].tobytes())
+    finally:
+        numba.set_num_threads(threads)
+    assert len(set(results)) == 1
+
+
+def awkward(group: int) -> np.ndarray:
+    one_hot = np.eye(1, group)[0]
+    alternating = np.where(np.arange(group) % 2, -1.0, 1.0)
+    rows = [0 * one_hot, one_hot, -one_hot, 0 * one_hot + 1, alternating]
+    scales = [1e-45, 1e-30, 1e-10, 5.9e-8, 6e-8, 1e-3, 1.0, 5790.0, 65504.0, 1e10, 1e20, 1e38, 3.4e38]
+    return np.array([scale * row for row in rows for scale in scales], dtype=np.float32)
+
+
+@pytest.mark.parametrize(("name", "group", "mode"), CASES)
+def test_awkward_groups_never_give_nan(name: str, group: int, mode: str) -> None:
+    codec, x = codec_for(name, group, mode), awkward(group)
+    blocks, report = codec.encode(x)
+    decoded = codec.decode(blocks)
+    assert np.isfinite(decoded).all()
+    assert np.isfinite([report.nmse, report.mean_cosine, report.energy, report.error]).all()
+    assert not decoded[~x.any(axis=1)].any()
+    norms = np.linalg.norm(x.astype(np.float64), axis=1)
+    assert not decoded[norms < 2.0**-25].any()
+    assert report.saturated_vectors > 0
+
+
+@pytest.mark.parametrize("name", ["turbo2", "turbo3", "turbo4"])
+def test_a_norm_above_float16_is_cut_and_counted(name: str, rng: np.random.Generator) -> None:
+    codec = make_codec(name, 128)
+    x = rng.standard_normal((10, 128)).astype(np.float32)
+    x[3] *= 1e5
+    blocks, report = codec.encode(x)
+    norms = blocks.view(codec.block_format.dtype)["norm"].ravel()
+    assert report.saturated_vectors == 1
+    assert norms[3] == FLOAT16_MAX
+    assert np.isfinite(norms).all()
+    direction = codec.decode(blocks)[3].astype(np.float64)
+    assert direction @ x[3] / np.linalg.norm(direction) / np.linalg.norm(x[3].astype(np.float64)) > 0.9
+
+
+def test_norm_modes_keep_their_promises(rng: np.random.Generator) -> None:
+    x = rng.standard_normal((4000, 128)).astype(np.float32)
+    error = {}
+    for mode in NORM_MODES:
+        codec = make_codec(f"turbo2:norm={mode}", 128)
+        decoded = codec.decode(codec.encode(x)[0]).astype(np.float64)
+        error[mode] = np.square(decoded - x).sum(axis=1)
+        if mode == "l2":
+            assert_within(np.linalg.norm(decoded, axis=1) / np.linalg.norm(x, axis=1), 1.0, 2.0**-11 + 1e-6)
+        if mode == "unbiased":
+            assert_within((decoded * x).sum(axis=1) / np.square(x).sum(axis=1), 1.0, 2.0**-11 + 1e-6)
+    for mode, total in error.items():
+        assert error["mse"].sum() <= total.sum(), mode
+
+
+@pytest.mark.parametrize("name", CODEC_NAMES)
+def test_the_report_is_what_decoding_shows(name: str, rng: np.random.Generator) -> None:
+    codec = make_codec(name, 256)
+    x = rng.standard_normal((300, 256)).astype(np.float32) * np.exp(rng.standard_normal((300, 1))).astype(np.float32)
+    x[7] = 0
+    blocks, report = codec.encode(x)
+    y, x64 = codec.decode(blocks).astype(np.float64), x.astype(np.float64)
+    kept = np.arange(300) != 7
+    cosine = (x64 * y).sum(1)[kept] / np.linalg.norm(x64, axis=1)[kept] / np.linalg.norm(y, axis=1)[kept]
+    assert report.n_vectors == 300
+    assert report.zero_vectors == 1
+    assert report.nmse == pytest.approx(np.square(y - x64).sum() / np.square(x64).sum(), rel=2e-4)
+    assert report.mean_cosine == pytest.approx(cosine.mean(), abs=1e-6)
+    assert report.cosine_min == pytest.approx(cosine.min(), abs=1e-6)
+
+
+def test_layout_numbers_are_frozen() -> None:
+    assert [
+        layout.value for layout in (Layout.BITSTREAM, Layout.SPLIT_PLANES, Layout.Q8_0, Layout.Q4_0, Layout.FLOAT16)
+    ] == [0, 1, 2, 3, 4]
