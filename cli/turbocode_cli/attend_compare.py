@@ -9,7 +9,7 @@ import click
 
 from turbocode.errors import OptionError, QualityError
 from turbocode_cli.codec_options import k_option, recipe_from, recipe_option, v_option
-from turbocode_cli.options import FILE, json_option, max_memory_option, quiet_option
+from turbocode_cli.options import FILE, device_option, json_option, max_memory_option, quiet_option
 from turbocode_cli.output import emit, progress, table
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ _COLUMNS = {
 @recipe_option
 @click.option("--fail-above", type=float, metavar="KL", help="Exit with 3 if the mean KL divergence exceeds this.")
 @max_memory_option
+@device_option
 @json_option
 @quiet_option
 def command(
@@ -51,6 +52,7 @@ def command(
     recipe_path: Path | None,
     fail_above: float | None,
     max_memory: int,
+    device: str,
     as_json: bool,
     quiet: bool,
 ) -> None:
