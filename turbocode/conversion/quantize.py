@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,16 +77,19 @@ def quantize_dump(
     """
     plan = plan_quantize(dump, recipe)
     rows: list[dict[str, Any]] = []
-    with create_quantized(
-        output,
-        dump.metadata,
-        recipe=recipe.model_dump(exclude_none=True),
-        provenance=provenance("turbocode quantize"),
-        dump_sha256=dump.content_sha256(),
-        force=force,
-        inputs=[dump.path],
-        expected_bytes=plan.n_bytes,
-    ) as writer:
+    with (
+        _digest_in_background(dump) as dump_sha256,
+        create_quantized(
+            output,
+            dump.metadata,
+            recipe=recipe.model_dump(exclude_none=True),
+            provenance=provenance("turbocode quantize"),
+            dump_sha256=dump_sha256,
+            force=force,
+            inputs=[dump.path],
+            expected_bytes=plan.n_bytes,
+        ) as writer,
+    ):
         for layer in dump.layers:
             target = writer.add_layer(
                 layer.name,
@@ -117,6 +123,27 @@ def quantize_dump(
         "nonfinite_replaced": dump.nonfinite_replaced,
     }
     return {"output": os.fspath(output), "layers": rows, "total": total}
+
+
+class _Abandoned(Exception):
+    """The digest is not wanted any more."""
+
+
+@contextmanager
+def _digest_in_background(dump: Dump) -> Iterator[Callable[[], str]]:
+    """Context giving a function that waits for the dump's digest, which a thread takes while the caller encodes."""
+    is_over = threading.Event()
+
+    def advance(n_bytes: int) -> None:
+        if is_over.is_set():
+            raise _Abandoned
+
+    with ThreadPoolExecutor(1) as pool:
+        digest = pool.submit(dump.content_sha256, advance)
+        try:
+            yield digest.result
+        finally:
+            is_over.set()
 
 
 def _row(layer: str, side: str, codec: Codec, report: EncodeReport) -> dict[str, Any]:

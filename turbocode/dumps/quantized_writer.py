@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,14 +25,15 @@ def create_quantized(
     *,
     recipe: dict[str, Any],
     provenance: dict[str, Any],
-    dump_sha256: str,
+    dump_sha256: str | Callable[[], str],
     force: bool = False,
     inputs: Iterable[AnyPath] = (),
     expected_bytes: int | None = None,
 ) -> Iterator[QuantizedWriter]:
     """Context giving a QuantizedWriter; the file appears under `path` when the context ends well.
 
-    metadata, dump_sha256 : of the dump that is quantized; recipe, provenance : JSON objects
+    metadata, dump_sha256 : of the dump that is quantized, the digest as text or as a function that is called at the end
+    recipe, provenance : JSON objects
     Errors : as `atomic_output`; OutputError where a side was not written whole.
     """
     with hdf5_output(path, force=force, inputs=inputs, expected_bytes=expected_bytes) as output:
@@ -40,12 +41,12 @@ def create_quantized(
         put_text(file, "format", QUANTIZED_FORMAT)
         file.attrs["format_version"] = QUANTIZED_VERSION
         put_metadata(file, metadata)
-        put_text(file, "dump_sha256", dump_sha256)
         put_json(file, "recipe", recipe)
         put_json(file, "provenance", provenance)
         writer = QuantizedWriter(output, metadata)
         yield writer
         writer.finish()
+        put_text(file, "dump_sha256", dump_sha256 if isinstance(dump_sha256, str) else dump_sha256())
         file.attrs["complete"] = 1
 
 

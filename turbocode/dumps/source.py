@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import zlib
 from collections import OrderedDict
 from itertools import product
@@ -34,6 +35,7 @@ class Source:
         superblock = superblock_version(self.path)
         self._file = open_file(self.path)
         self._open: OrderedDict[str, Any] = OrderedDict()
+        self._lock = threading.Lock()  # one thread may take the digest while another encodes
         self._inflated: set[tuple[str, tuple[int, ...]]] = set()
         try:
             self.inventory: Inventory = stock_of(self._file, self.path, superblock)
@@ -47,7 +49,7 @@ class Source:
         Errors : DataError where the checksum or the structure of the data is wrong.
         """
         facts = self.inventory.datasets[where]
-        with reading(self.path, where):
+        with self._lock, reading(self.path, where):
             dataset = self._dataset(where, facts)
             if DEFLATE in facts.filters:
                 self._check_inflation(dataset, where, facts, start, count)
