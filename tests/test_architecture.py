@@ -14,6 +14,7 @@ PACKAGE = ROOT / "turbocode"
 FLOORS = {
     "errors": 0,
     "provenance": 0,
+    "text_input": 0,
     "formats": 0,
     "codebooks": 0,
     "kernels": 1,
@@ -27,7 +28,13 @@ FLOORS = {
     "turbocode_cli": 6,
 }
 # Rooms of one floor that may look at each other, in this direction.
-NEIGHBOURS = {("codebooks", "formats"), ("codebooks", "errors"), ("formats", "errors"), ("export", "evaluation")}
+NEIGHBOURS = {
+    ("codebooks", "formats"),
+    ("codebooks", "errors"),
+    ("formats", "errors"),
+    ("codebooks", "text_input"),
+    ("export", "evaluation"),
+}
 OWNERS = {
     "numba": {"kernels", "evaluation"},  # evaluation only asks doctor's questions
     "llvmlite": {"kernels"},

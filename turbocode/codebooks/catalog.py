@@ -6,14 +6,13 @@ import difflib
 import functools
 import json
 import os
-import stat
 from importlib import resources
-from pathlib import Path
 
 from turbocode.codebooks.codebook import Codebook
 from turbocode.codebooks.codebook_set import SET_SCHEMA, CodebookSet
-from turbocode.errors import DataError, NoInputError, OptionError
+from turbocode.errors import DataError, OptionError
 from turbocode.formats import GROUP_SIZES
+from turbocode.text_input import read_text_input
 
 MAX_FILE_BYTES = 16 << 20
 SHIPPED_BITS = range(1, 7)
@@ -38,17 +37,8 @@ def load_codebook(name: str) -> Codebook:
 def read_codebook(path: str | os.PathLike[str]) -> Codebook | CodebookSet:
     """The codebook or set in a JSON file. Raises NoInputError, or DataError naming what is wrong."""
     try:
-        facts = Path(path).stat()
-        if not stat.S_ISREG(facts.st_mode):
-            raise NoInputError("not a regular file", file=path)
-        if facts.st_size > MAX_FILE_BYTES:
-            raise DataError(f"{facts.st_size} bytes; a codebook file has at most {MAX_FILE_BYTES}", file=path)
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise NoInputError("no such file", file=path) from None
-    except OSError as error:
-        raise NoInputError(f"cannot be read: {error.strerror}", file=path) from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
+        document = json.loads(read_text_input(path, max_bytes=MAX_FILE_BYTES))
+    except (json.JSONDecodeError, RecursionError):
         raise DataError("not JSON", file=path, hint="turbocode train-codebook writes codebooks") from None
     file = os.fspath(path)
     if isinstance(document, dict) and document.get("format") == SET_SCHEMA:

@@ -15,16 +15,15 @@ from __future__ import annotations
 import difflib
 import os
 import re
-import stat
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from turbocode.codecs import CodecSpec, parse_codec
-from turbocode.errors import DataError, NoInputError, OptionError
+from turbocode.errors import DataError, OptionError
+from turbocode.text_input import read_text_input
 
 MAX_RECIPE_BYTES = 1 << 20
 MAX_LAYER = 9999
@@ -110,19 +109,7 @@ def restricted(recipe: Recipe, layers: Iterable[int], n_layers: int) -> Recipe:
 
 def read_recipe(path: str | os.PathLike[str]) -> Recipe:
     """The recipe in a YAML or JSON file. Raises NoInputError, or DataError naming the key that is wrong."""
-    try:
-        facts = Path(path).stat()
-        if not stat.S_ISREG(facts.st_mode):
-            raise NoInputError("not a regular file", file=path)
-        if facts.st_size > MAX_RECIPE_BYTES:
-            raise DataError(f"{facts.st_size} bytes; a recipe has at most {MAX_RECIPE_BYTES}", file=path)
-        text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise NoInputError("no such file", file=path) from None
-    except UnicodeDecodeError:
-        raise DataError("not UTF-8 text", file=path) from None
-    except OSError as error:
-        raise NoInputError(f"cannot be read: {error.strerror}", file=path) from None
+    text = read_text_input(path, max_bytes=MAX_RECIPE_BYTES)
     try:
         document = _load(text)
     except (yaml.YAMLError, RecursionError, ValueError) as error:

@@ -21,33 +21,31 @@ _1, _2, _3, _4, _5, _6, _7 = (np.uint64(n) for n in range(1, 8))
 
 
 @strict
+def _radix8(v: Any, i: Any, stride: Any) -> None:
+    """Stages of distance stride, 2 stride and 4 stride on the eight values from i on, held in registers."""
+    i1, i2, i3, i4 = i + stride, i + _2 * stride, i + _3 * stride, i + _4 * stride
+    i5, i6, i7 = i + _5 * stride, i + _6 * stride, i + _7 * stride
+    x0, x1, x2, x3, x4, x5, x6, x7 = v[i], v[i1], v[i2], v[i3], v[i4], v[i5], v[i6], v[i7]
+    a0, a1, a2, a3 = x0 + x1, x0 - x1, x2 + x3, x2 - x3
+    a4, a5, a6, a7 = x4 + x5, x4 - x5, x6 + x7, x6 - x7
+    b0, b1, b2, b3 = a0 + a2, a1 + a3, a0 - a2, a1 - a3
+    b4, b5, b6, b7 = a4 + a6, a5 + a7, a4 - a6, a5 - a7
+    v[i], v[i1], v[i2], v[i3] = b0 + b4, b1 + b5, b2 + b6, b3 + b7
+    v[i4], v[i5], v[i6], v[i7] = b0 - b4, b1 - b5, b2 - b6, b3 - b7
+
+
+@strict
 def _stride_one(v: Any) -> None:
-    """Stages of distance 1, 2 and 4 on every run of eight values, held in registers."""
+    """Stages of distance 1, 2 and 4 on every run of eight values."""
     for i in range(np.uint64(0), np.uint64(v.shape[0]), RADIX_U):
-        i1, i2, i3, i4, i5, i6, i7 = i + _1, i + _2, i + _3, i + _4, i + _5, i + _6, i + _7
-        x0, x1, x2, x3, x4, x5, x6, x7 = v[i], v[i1], v[i2], v[i3], v[i4], v[i5], v[i6], v[i7]
-        a0, a1, a2, a3 = x0 + x1, x0 - x1, x2 + x3, x2 - x3
-        a4, a5, a6, a7 = x4 + x5, x4 - x5, x6 + x7, x6 - x7
-        b0, b1, b2, b3 = a0 + a2, a1 + a3, a0 - a2, a1 - a3
-        b4, b5, b6, b7 = a4 + a6, a5 + a7, a4 - a6, a5 - a7
-        v[i], v[i1], v[i2], v[i3] = b0 + b4, b1 + b5, b2 + b6, b3 + b7
-        v[i4], v[i5], v[i6], v[i7] = b0 - b4, b1 - b5, b2 - b6, b3 - b7
+        _radix8(v, i, _1)
 
 
 @strict
 def _stride_eight(v: Any, start: Any, lanes: Any) -> None:
     """Stages of distance 8, 16 and 32 on v[start:start + 64]. lanes is 8: as a variable, it keeps the loop a loop."""
     for lane in range(lanes):
-        i = start + lane
-        i1, i2, i3, i4 = i + _1 * RADIX_U, i + _2 * RADIX_U, i + _3 * RADIX_U, i + _4 * RADIX_U
-        i5, i6, i7 = i + _5 * RADIX_U, i + _6 * RADIX_U, i + _7 * RADIX_U
-        x0, x1, x2, x3, x4, x5, x6, x7 = v[i], v[i1], v[i2], v[i3], v[i4], v[i5], v[i6], v[i7]
-        a0, a1, a2, a3 = x0 + x1, x0 - x1, x2 + x3, x2 - x3
-        a4, a5, a6, a7 = x4 + x5, x4 - x5, x6 + x7, x6 - x7
-        b0, b1, b2, b3 = a0 + a2, a1 + a3, a0 - a2, a1 - a3
-        b4, b5, b6, b7 = a4 + a6, a5 + a7, a4 - a6, a5 - a7
-        v[i], v[i1], v[i2], v[i3] = b0 + b4, b1 + b5, b2 + b6, b3 + b7
-        v[i4], v[i5], v[i6], v[i7] = b0 - b4, b1 - b5, b2 - b6, b3 - b7
+        _radix8(v, start + lane, RADIX_U)
 
 
 @strict
