@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 import pytest
 
-from turbocode.errors import DeviceError
+from turbocode.errors import DeviceError, OptionError
 from turbocode_cli.options import MIN_MEMORY, device_option, layers_option, max_memory_option, quiet_option
 
 
@@ -62,7 +62,7 @@ def test_layers(text: str, layers: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("text", ["", "3-1", "-1", "a", "1,", "1000", "0-99999999999", "1-2-3"])
 def test_what_is_not_a_list_of_layers(text: str) -> None:
-    with pytest.raises(click.BadParameter):
+    with pytest.raises(OptionError):
         parse("--layers", text)
 
 

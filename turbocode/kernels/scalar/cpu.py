@@ -14,7 +14,7 @@ from turbocode.kernels.fwht import Rotation
 from turbocode.kernels.fwht.cpu import RADIX, transform
 from turbocode.kernels.scalar import steps
 from turbocode.kernels.scalar.norm_mode import NormMode
-from turbocode.kernels.scalar.steps import dot
+from turbocode.kernels.scalar.steps import dot, squared_error
 
 _FLOAT16, _Q8_0, _Q4_0 = np.int64(Layout.FLOAT16), np.int64(Layout.Q8_0), np.int64(Layout.Q4_0)
 _SAFE_SQUARE = np.float32(2.0**120)  # above it a sum of squares may have lost values to overflow
@@ -38,30 +38,23 @@ class EncodedGroups:
 
 
 @strict
-def _moments(y: Any, decoded: Any, factor: Any, terms: Any, difference: Any, out: Any) -> None:
-    """Set out (4,) for y * factor and its decoded self; in float32 at the scale of y, where nothing overflows."""
-    inverse = _ONE / factor
-    for j in range(y.shape[0]):
-        decoded[j] *= inverse
-        difference[j] = y[j] - decoded[j]
+def _moments(y: Any, decoded: Any, factor: Any, terms: Any, out: Any) -> None:
+    """Set out (4,) for y * factor and its decoded self; sums are float32 at the scale of y, where nothing overflows."""
     square = np.float64(factor) * np.float64(factor)
     out[ENERGY] = np.float64(dot(y, y, terms)) * square
-    out[ERROR] = np.float64(dot(difference, difference, terms)) * square
-    out[DOT] = np.float64(dot(y, decoded, terms)) * square
-    out[DECODED_ENERGY] = np.float64(dot(decoded, decoded, terms)) * square
+    out[ERROR] = np.float64(squared_error(y, decoded, _ONE / factor, terms)) * square
+    out[DOT] = np.float64(dot(y, decoded, terms)) * np.float64(factor)
+    out[DECODED_ENERGY] = np.float64(dot(decoded, decoded, terms))
 
 
 @strict
 def _codebook_moments(
-    y: Any, c: Any, norm: Any, stored: Any, uc: Any, cc: Any, factor: Any, terms: Any, difference: Any, out: Any
+    y: Any, c: Any, norm: Any, stored: Any, uc: Any, cc: Any, factor: Any, terms: Any, out: Any
 ) -> None:
     """Set out (4,) as `_moments` does where c * stored is the decoded group, from the sums that encoding needed."""
-    scale = stored / factor
-    for j in range(y.shape[0]):
-        difference[j] = y[j] - c[j] * scale
     square = np.float64(factor) * np.float64(factor)
     out[ENERGY] = np.float64(norm) * np.float64(norm) * square
-    out[ERROR] = np.float64(dot(difference, difference, terms)) * square
+    out[ERROR] = np.float64(squared_error(y, c, stored / factor, terms)) * square
     out[DOT] = np.float64(norm) * np.float64(factor) * np.float64(stored) * np.float64(uc)
     out[DECODED_ENERGY] = np.float64(stored) * np.float64(stored) * np.float64(cc)
 
@@ -89,7 +82,7 @@ def _encode_all(
     for task in prange((n_groups + GROUPS_PER_TASK - 1) // GROUPS_PER_TASK):
         y, mixed = np.empty(g, np.float32), np.empty(g, np.float32)
         u, c = np.empty(g, np.float32), np.empty(g, np.float32)
-        indices, terms = np.empty(g, np.uint32), np.empty(g, np.float32)
+        indices, planes, terms = np.empty(g, np.uint32), np.empty(g, np.uint32), np.empty(g, np.float32)
         for group in range(task * GROUPS_PER_TASK, min(n_groups, (task + 1) * GROUPS_PER_TASK)):
             for j in range(g):
                 y[j] = load_float32(values[group, j])
@@ -115,7 +108,7 @@ def _encode_all(
                 for j in range(g):
                     cut |= steps.store_float16(y[j] * factor, out[group], 2 * j)
                     c[j] = steps.load_float16(out[group], 2 * j)
-                _moments(y, c, factor, terms, mixed, moments[group])
+                _moments(y, c, factor, terms, moments[group])
             elif layout in (_Q8_0, _Q4_0):
                 for j in range(g):
                     u[j] = y[j] * factor
@@ -128,7 +121,7 @@ def _encode_all(
                     else:
                         position = block * (values_per_block // 2 + 2)
                         cut |= steps.encode_q4_0(u, start, values_per_block, out[group], position, c)
-                _moments(y, c, factor, terms, mixed, moments[group])
+                _moments(y, c, factor, terms, moments[group])
             else:
                 norm = np.sqrt(square)
                 inverse = _ONE / norm if norm * factor >= steps._F16_TINY else _ZERO
@@ -137,9 +130,9 @@ def _encode_all(
                 steps.quantize(u, boundaries, centroids, indices, c)
                 uc, cc = dot(u, c, terms), dot(c, c, terms)
                 stored = steps.corrected_norm(norm * factor, uc, cc, mode)
-                cut = steps.pack_group(indices, stored, layout, bits, values_per_block, out[group])
+                cut = steps.pack_group(indices, stored, layout, bits, values_per_block, planes, out[group])
                 stored = steps.load_float16(out[group], 0)
-                _codebook_moments(y, c, norm, stored, uc, cc, factor, terms, mixed, moments[group])
+                _codebook_moments(y, c, norm, stored, uc, cc, factor, terms, moments[group])
             if cut:
                 flag |= steps.SATURATED
             flags[group] = flag

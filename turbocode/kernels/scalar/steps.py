@@ -26,14 +26,12 @@ _Q8_MAX, _Q4_OFFSET = np.float32(127.0), np.float32(8.0)
 
 
 @strict
-def dot(a: Any, b: Any, terms: Any) -> Any:
-    """Sum of a * b in float32, of even length; terms is float32 scratch of that length.
+def sum_terms(terms: Any, count: Any) -> Any:
+    """Sum of terms[:count] in float32, which it overwrites.
 
     While the number of terms is even and above eight, the upper half is added to the lower; the rest one by one.
     """
-    n = np.uint64(a.shape[0] // 2)
-    for j in range(n):
-        terms[j] = a[j] * b[j] + a[j + n] * b[j + n]
+    n = count
     while n > np.uint64(8) and (n & np.uint64(1)) == np.uint64(0):
         n = n >> np.uint64(1)
         for j in range(n):
@@ -42,6 +40,28 @@ def dot(a: Any, b: Any, terms: Any) -> Any:
     for j in range(np.uint64(1), n):
         total += terms[j]
     return total
+
+
+@strict
+def dot(a: Any, b: Any, terms: Any) -> Any:
+    """Sum of a * b in float32, of even length; terms is float32 scratch of half that length or more.
+
+    The first terms are the sums over the halves, then as `sum_terms`.
+    """
+    n = np.uint64(a.shape[0] // 2)
+    for j in range(n):
+        terms[j] = a[j] * b[j] + a[j + n] * b[j + n]
+    return sum_terms(terms, n)
+
+
+@strict
+def squared_error(a: Any, b: Any, scale: Any, terms: Any) -> Any:
+    """Sum of (a - b * scale)^2 in float32, as `dot` sums."""
+    n = np.uint64(a.shape[0] // 2)
+    for j in range(n):
+        low, high = a[j] - b[j] * scale, a[j + n] - b[j + n] * scale
+        terms[j] = low * low + high * high
+    return sum_terms(terms, n)
 
 
 @strict
@@ -67,6 +87,9 @@ def load_float16(stored: Any, position: int) -> Any:
 @strict
 def quantize(u: Any, boundaries: Any, centroids: Any, indices: Any, c: Any) -> None:
     """Set indices (uint32) to the number of boundaries <= u, and c to their centroids. Boundaries come 3, 7 or 15."""
+    if boundaries.shape[0] == 7:
+        _quantize7(u, boundaries, centroids, indices, c)
+        return
     g = np.uint64(u.shape[0])
     boundary = boundaries[0]
     for j in range(g):
@@ -77,6 +100,27 @@ def quantize(u: Any, boundaries: Any, centroids: Any, indices: Any, c: Any) -> N
             indices[j] += np.uint32(np.uint32(u[j] >= first) + np.uint32(u[j] >= second))
     for j in range(g):
         c[j] = centroids[indices[j]]
+
+
+@strict
+def _quantize7(u: Any, boundaries: Any, centroids: Any, indices: Any, c: Any) -> None:
+    """`quantize` at three bits in one pass: comparisons and selections vectorise, look-ups do not."""
+    b0, b1, b2, b3 = boundaries[0], boundaries[1], boundaries[2], boundaries[3]
+    b4, b5, b6 = boundaries[4], boundaries[5], boundaries[6]
+    c0, c1, c2, c3 = centroids[0], centroids[1], centroids[2], centroids[3]
+    c4, c5, c6, c7 = centroids[4], centroids[5], centroids[6], centroids[7]
+    for j in range(np.uint64(u.shape[0])):
+        x = u[j]
+        low = np.uint32(np.uint32(x >= b0) + np.uint32(x >= b1) + np.uint32(x >= b2))
+        high = np.uint32(np.uint32(x >= b3) + np.uint32(x >= b4) + np.uint32(x >= b5) + np.uint32(x >= b6))
+        indices[j] = np.uint32(low + high)
+        y = c1 if x >= b0 else c0
+        y = c2 if x >= b1 else y
+        y = c3 if x >= b2 else y
+        y = c4 if x >= b3 else y
+        y = c5 if x >= b4 else y
+        y = c6 if x >= b5 else y
+        c[j] = c7 if x >= b6 else y
 
 
 @strict
@@ -94,23 +138,24 @@ def corrected_norm(norm: Any, uc: Any, cc: Any, mode: int) -> Any:
 
 
 @strict
-def pack(indices: Any, bits: int, out: Any, position: int, start: int, count: int, shift: int) -> None:
-    """Write `bits` (1 to 4) bits of indices[start:start + count] >> shift at out[position:], lowest first."""
-    b, down, eight, one = np.uint32(bits), np.uint32(shift), np.uint64(8), np.uint64(1)
-    mask = np.uint32((np.uint32(1) << b) - np.uint32(1))
+def pack(indices: Any, bits: int, out: Any, position: int, start: int, count: int) -> None:
+    """Write indices[start:start + count] of `bits` (1 to 4) bits at out[position:], lowest first."""
+    b, eight, one, two, three = np.uint32(bits), np.uint64(8), np.uint64(1), np.uint64(2), np.uint64(3)
+    b2, b3, b4 = np.uint32(2 * bits), np.uint32(3 * bits), np.uint32(4 * bits)
     p = np.uint64(position)
     for j in range(np.uint64(start), np.uint64(start + count), eight):
-        word = np.uint32(0)
-        for lane in range(eight):
-            index = np.uint32(np.uint32(indices[j + lane] >> down) & mask)
-            word |= np.uint32(index << np.uint32(b * np.uint32(lane)))
+        low = np.uint32(indices[j] | np.uint32(indices[j + one] << b))
+        low |= np.uint32(indices[j + two] << b2) | np.uint32(indices[j + three] << b3)
+        high = np.uint32(indices[j + np.uint64(4)] | np.uint32(indices[j + np.uint64(5)] << b))
+        high |= np.uint32(indices[j + np.uint64(6)] << b2) | np.uint32(indices[j + np.uint64(7)] << b3)
+        word = np.uint32(np.uint32(low) | np.uint32(np.uint32(high) << b4))
         out[p] = np.uint8(word & np.uint32(0xFF))
         if bits > 1:
             out[p + one] = np.uint8(np.uint32(word >> np.uint32(8)) & np.uint32(0xFF))
         if bits > 2:
-            out[p + one + one] = np.uint8(np.uint32(word >> np.uint32(16)) & np.uint32(0xFF))
+            out[p + two] = np.uint8(np.uint32(word >> np.uint32(16)) & np.uint32(0xFF))
         if bits > 3:
-            out[p + one + one + one] = np.uint8(word >> np.uint32(24))
+            out[p + three] = np.uint8(word >> np.uint32(24))
         p += np.uint64(bits)
 
 
@@ -130,19 +175,25 @@ def unpack(stored: Any, bits: int, position: int, indices: Any, start: int, coun
 
 
 @strict
-def pack_group(indices: Any, stored_norm: Any, layout: int, bits: int, values_per_block: int, out: Any) -> Any:
-    """Write a group's blocks: its norm and indices, block after block. True if the norm was cut."""
+def pack_group(
+    indices: Any, stored_norm: Any, layout: int, bits: int, values_per_block: int, planes: Any, out: Any
+) -> Any:
+    """Write a group's blocks, each with the norm, and say whether the norm was cut; planes is uint32 (g,) scratch."""
     position, cut = 0, False
     for start in range(0, indices.shape[0], values_per_block):
         cut = store_float16(stored_norm, out, position)
         position += 2
         if layout == _SPLIT_PLANES:
-            pack(indices, 2, out, position, start, values_per_block, 0)
-            position += values_per_block // 4
-            pack(indices, 1, out, position, start, values_per_block, 2)
-            position += values_per_block // 8
+            high_position = position + values_per_block // 4
+            for j in range(start, start + values_per_block):
+                planes[j] = indices[j] & np.uint32(3)
+            pack(planes, 2, out, position, start, values_per_block)
+            for j in range(start, start + values_per_block):
+                planes[j] = indices[j] >> np.uint32(2)
+            pack(planes, 1, out, high_position, start, values_per_block)
+            position = high_position + values_per_block // 8
         else:
-            pack(indices, bits, out, position, start, values_per_block, 0)
+            pack(indices, bits, out, position, start, values_per_block)
             position += values_per_block * bits // 8
     return cut
 
