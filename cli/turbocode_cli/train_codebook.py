@@ -91,8 +91,7 @@ def command(
     from turbocode.dumps import write_text_atomically
 
     if dump is None:
-        if plot is not None:
-            raise OptionError("--plot draws the histogram of a dump, and no DUMP is given")
+        _refuse_options_of_dumps()
         codebook = _from_density(density or "gaussian", dimension, bits)
         write_text_atomically(output, codebook.dumps(), force=force)
         document = {"output": output, **codebook.to_json()}
@@ -118,6 +117,13 @@ def command(
         plot_codebook(plot, trained[0], force=force)
     rows = [_trained_row(entry) for entry in trained]
     emit({"output": output, "codebooks": rows}, as_json, lambda console: _render(console, output, rows))
+
+
+def _refuse_options_of_dumps() -> None:
+    ctx = click.get_current_context()
+    for name in ("side", "per", "weights", "rotation", "layers", "plot"):
+        if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            raise OptionError(f"--{name} is about a dump, and no DUMP is given")
 
 
 def _from_density(density: str, dimension: int | None, bits: int) -> Codebook:

@@ -80,7 +80,7 @@ def quantize_ratio(folder: Path) -> dict[str, float]:
     """Seconds to quantize a 1 GiB synthetic dump to turbo3, and to read it and take its SHA-256."""
     path, output = folder / "dump.h5", folder / "quantized.h5"
     spec = SynthesisSpec(
-        n_layers=4, n_seqs=1, n_tokens=131072, n_query_heads=8, n_kv_heads=8, head_dim=HEAD_DIM, n_rows=0
+        n_layers=2, n_seqs=1, n_tokens=131072, n_query_heads=8, n_kv_heads=8, head_dim=HEAD_DIM, n_rows=0
     )
     synthesize(path, spec)
     with open_dump(path) as dump:

@@ -11,7 +11,8 @@ import pytest
 from helpers.compare import assert_within
 
 from turbocode.codebooks import Codebook, load_codebook
-from turbocode.dumps import open_dump
+from turbocode.dumps import create_dump, open_dump
+from turbocode.dumps.metadata import DumpMetadata
 from turbocode.dumps.synthesize import SynthesisSpec, synthesize
 from turbocode.errors import DataError, OptionError
 from turbocode.kernels.fwht import reference, rotation_for
@@ -141,6 +142,8 @@ def test_a_codebook_per_head_lowers_the_error_of_coding(tiny_pride: Path, tmp_pa
         {"bits": 3, "weights": "mass"},
         {"bits": 3, "sides": ()},
         {"bits": 3, "sides": ("k",)},
+        {"bits": 3, "layers": ()},
+        {"bits": 3, "layers": (-1,)},
         {"bits": 3, "weights": "queries"},
     ],
 )
@@ -158,3 +161,49 @@ def test_layers_and_queries_have_to_exist(tiny_pride: Path, tmp_path: Path) -> N
     )
     with open_dump(path) as dump, pytest.raises(DataError, match="has none"):
         train_from_dump(dump, TrainingSpec(3, sides=("keys",), weights="queries"), max_memory=PLENTY)
+
+
+@pytest.mark.parametrize("factor", [2.0**-20, 2.0**-6, 1.0, 2.0**10])
+def test_the_scale_of_the_data_does_not_matter(factor: float, tmp_path: Path, rng: np.random.Generator) -> None:
+    vectors = rng.standard_normal((400, 64)) * np.exp(rng.standard_normal((400, 1)))
+    metadata = DumpMetadata(
+        logical_dtype="float32",
+        n_layers=1,
+        n_query_heads=1,
+        n_kv_heads=1,
+        head_dim=64,
+        attention_scale=0.125,
+        rope_theta=0.0,
+    )
+    results = []
+    for name, scale in (("plain", 1.0), ("scaled", factor)):
+        path = tmp_path / f"{name}.h5"
+        with create_dump(path, metadata) as writer:
+            layer = writer.add_layer("000", layer_index=0, n_seqs=1, n_tokens=400)
+            for side in ("keys", "values"):
+                layer.write(side, 0, 0, 0, (vectors * scale).astype(np.float32))
+        with open_dump(path) as dump:
+            results.append(train_from_dump(dump, TrainingSpec(3, weights="norm"), max_memory=PLENTY)[0].codebook)
+    np.testing.assert_array_equal(results[0].centroids, results[1].centroids)
+
+
+def test_nothing_held_out_is_no_score(tmp_path: Path) -> None:
+    path = tmp_path / "short.h5"
+    synthesize(
+        path, SynthesisSpec(n_layers=1, n_seqs=1, n_tokens=4, n_query_heads=1, n_kv_heads=1, head_dim=64, n_rows=0)
+    )
+    with open_dump(path) as dump:
+        (trained,) = train_from_dump(dump, TrainingSpec(1), max_memory=PLENTY)
+    assert trained.holdout_nmse() is None
+    assert trained.codebook.provenance["nmse_holdout"] is None
+
+
+def test_provenance_tells_codebooks_apart(tiny_pride: Path) -> None:
+    with open_dump(tiny_pride) as dump:
+        for letter, sides in (("k", ("keys",)), ("v", ("values",)), ("kv", ("keys", "values"))):
+            (trained,) = train_from_dump(dump, TrainingSpec(2, sides=sides, layers=(0, 2)), max_memory=PLENTY)
+            facts = trained.codebook.provenance
+            assert facts["sides"] == list(sides)
+            assert f"--side {letter} " in facts["command"]
+            assert facts["command"].endswith("--layers 0,2")
+            assert trained.codebook.name == ("trained-2" if letter == "kv" else f"trained-{sides[0]}-2")

@@ -13,6 +13,7 @@ from scipy import special
 from turbocode.errors import OptionError
 
 Array = NDArray[np.float64]
+MAX_DIMENSION = 1 << 20  # beyond it, the density is the Gaussian to more digits than the special functions give
 
 
 class Density(Protocol):
@@ -67,8 +68,8 @@ class SphereCoordinate:
     dimension: int
 
     def __post_init__(self) -> None:
-        if self.dimension < 2:
-            raise OptionError(f"dimension {self.dimension} has no density of a coordinate; 2 and more have")
+        if not 2 <= self.dimension <= MAX_DIMENSION:
+            raise OptionError(f"dimension {self.dimension} is not possible; 2 to {MAX_DIMENSION} are")
 
     @property
     def name(self) -> str:

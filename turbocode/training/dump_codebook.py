@@ -6,7 +6,8 @@ result depends on the data alone: not on slabs, threads or order.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,9 @@ WEIGHTS = ("none", "norm", "queries")
 HOLDOUT_SHARE = 0.2  # of the tokens of every sequence, its last ones
 _BYTES_PER_VALUE = 64  # float32 and float64 copies, bins and weights of a slab
 _MAX_SLAB_TOKENS = 1 << 14
+_QUERY_ROWS = 1024  # summed at a time; fixed, so that the sums do not depend on the memory allowed
+_WEIGHT_BITS = 20  # weights are scaled so that the heaviest vector weighs about 2**20
+_LETTERS = {("keys",): "k", ("values",): "v", ("keys", "values"): "kv"}
 
 
 @dataclass(frozen=True)
@@ -52,10 +56,21 @@ class TrainingSpec:
             raise OptionError(f"unknown scope {self.per!r}; allowed: {', '.join(SCOPES)}")
         if self.weights not in WEIGHTS:
             raise OptionError(f"unknown weights {self.weights!r}; allowed: {', '.join(WEIGHTS)}")
-        if not self.sides or set(self.sides) - {"keys", "values"}:
+        if not self.sides or self.sides not in _LETTERS:
             raise OptionError(f"sides {self.sides} are not keys, values or both")
+        if self.layers is not None and (not self.layers or min(self.layers) < 0):
+            raise OptionError(f"layers {self.layers} name no layer")
         if self.weights == "queries" and self.sides != ("keys",):
             raise OptionError("weights 'queries' weigh keys: only --side k goes with them")
+
+    @property
+    def command(self) -> str:
+        """The command that this is."""
+        layers = "" if self.layers is None else " --layers " + ",".join(map(str, self.layers))
+        return (
+            f"turbocode train-codebook DUMP --bits {self.bits} --side {_LETTERS[self.sides]} --per {self.per} "
+            f"--weights {self.weights} --rotation {self.rotation}{layers}"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,9 +86,13 @@ class TrainedCodebook:
     def codebook(self) -> Codebook:
         return self.scoped.codebook
 
-    def holdout_nmse(self, codebook: Codebook | None = None) -> float:
-        """Held-out NMSE of this codebook, or of another one on the same values."""
-        return self.holdout.nmse(codebook or self.codebook, is_weighted=self.is_weighted)
+    def holdout_nmse(self, codebook: Codebook | None = None) -> float | None:
+        """Held-out NMSE of this codebook, or of another one on the same values; None if nothing was held out."""
+        return _nmse(self.holdout, codebook or self.codebook, self.is_weighted)
+
+
+def _nmse(histogram: CoordinateHistogram, codebook: Codebook, is_weighted: bool) -> float | None:
+    return histogram.nmse(codebook, is_weighted=is_weighted) if histogram.masses(is_weighted).any() else None
 
 
 def codebook_set(trained: list[TrainedCodebook]) -> CodebookSet:
@@ -104,8 +123,9 @@ def train_from_dump(
         "group_size": group_size,
         "holdout_share": HOLDOUT_SHARE,
         "seed": None,
-        **provenance("turbocode train-codebook"),
+        **provenance(spec.command),
     }
+    scale = _weight_scale(dump, spec, wanted, max_memory) if spec.weights == "norm" else 1.0
     trained: list[TrainedCodebook] = []
     scope: tuple[str | None, str | None, int | None] | None = None
     histograms = (CoordinateHistogram(group_size), CoordinateHistogram(group_size))
@@ -118,7 +138,7 @@ def train_from_dump(
                     trained.append(_solve(spec, scope, histograms, facts))
                     histograms = (CoordinateHistogram(group_size), CoordinateHistogram(group_size))
                 scope = due
-                _count(dump, layer, side, head, spec, rotation, histograms, max_memory, advance)
+                _count(dump, layer, side, head, spec, rotation, histograms, max_memory, scale, advance)
     assert scope is not None
     trained.append(_solve(spec, scope, histograms, facts))
     return trained
@@ -142,14 +162,18 @@ def _solve(
     training, holdout = histograms
     is_weighted = spec.weights != "none"
     centroids = training.optimal_centroids(spec.bits, is_weighted=is_weighted)
-    where = [part for part in (layer, side, None if head is None else f"head{head}") if part]
-    name = "-".join(["trained", *where, str(spec.bits)])
+    sides = spec.sides if side is None else (side,)
+    where = [layer, sides[0] if len(sides) == 1 else None, None if head is None else f"head{head}"]
+    name = "-".join(["trained", *(part for part in where if part), str(spec.bits)])
     draft = Codebook(name, centroids, 1.0)
     figures = {
+        "sides": list(sides),
+        "layer": layer,
+        "head": head,
         "n_values": int(training.counts.sum()),
         "n_values_holdout": int(holdout.counts.sum()),
         "zero_groups": training.zero_groups + holdout.zero_groups,
-        "nmse_holdout": holdout.nmse(draft, is_weighted=is_weighted),
+        "nmse_holdout": _nmse(holdout, draft, is_weighted),
     }
     nmse = training.nmse(draft, is_weighted=is_weighted)
     codebook = Codebook(name, centroids, nmse, {**facts, **figures})
@@ -165,13 +189,11 @@ def _count(
     rotation: Rotation,
     histograms: tuple[CoordinateHistogram, CoordinateHistogram],
     max_memory: int,
+    scale: float,
     advance: Callable[[int], None] | None,
 ) -> None:
     training, holdout = histograms
-    head_dim, g = dump.metadata.head_dim, rotation.group_size
-    slab = min(_MAX_SLAB_TOKENS, max_memory // (head_dim * _BYTES_PER_VALUE))
-    if slab < 1:
-        raise OptionError(f"{max_memory} bytes of memory do not hold one vector of {head_dim} values")
+    g, slab = rotation.group_size, _slab_tokens(dump, max_memory)
     split = layer.n_tokens - int(layer.n_tokens * HOLDOUT_SHARE)
     per_coordinate = _query_energy(dump, layer, head, rotation) if spec.weights == "queries" else None
     for seq in range(layer.n_seqs):
@@ -181,12 +203,34 @@ def _count(
                 rotated = cpu.rotate(vectors.astype(np.float32).reshape(-1, g), rotation)
                 weights: NDArray[Any] | None = None
                 if spec.weights == "norm":
-                    weights = (rotated.astype(np.float64) ** 2).sum(axis=1, keepdims=True)
+                    weights = scale * (rotated.astype(np.float64) ** 2).sum(axis=1, keepdims=True)
                 elif per_coordinate is not None:
                     weights = np.tile(per_coordinate.reshape(-1, g), (stop - start, 1))
                 histogram.add(rotated, weights)
                 if advance:
                     advance(stop - start)
+
+
+def _slab_tokens(dump: Dump, max_memory: int) -> int:
+    slab = min(_MAX_SLAB_TOKENS, max_memory // (dump.metadata.head_dim * _BYTES_PER_VALUE))
+    if slab < 1:
+        raise OptionError(f"{max_memory} bytes of memory do not hold one vector of {dump.metadata.head_dim} values")
+    return slab
+
+
+def _weight_scale(dump: Dump, spec: TrainingSpec, layers: Sequence[int], max_memory: int) -> float:
+    """The power of two that brings the largest |x|^2 near 2**_WEIGHT_BITS, so that units of weight are fine enough."""
+    largest = 0.0
+    slab = _slab_tokens(dump, max_memory)
+    for side in spec.sides:
+        for number in layers:
+            layer = dump.layers[number]
+            for seq in range(layer.n_seqs):
+                for head in range(dump.metadata.n_kv_heads):
+                    for start, stop in _ranges(0, layer.n_tokens, slab):
+                        vectors = layer.read(side, seq, head, start, stop).astype(np.float64)
+                        largest = max(largest, float(np.square(vectors).sum(axis=1).max()))
+    return 2.0 ** (_WEIGHT_BITS - math.ceil(math.log2(largest))) if largest > 0 else 1.0
 
 
 def _ranges(first: int, last: int, size: int) -> Iterator[tuple[int, int]]:
@@ -202,9 +246,10 @@ def _query_energy(dump: Dump, layer: DumpLayer, head: int, rotation: Rotation) -
     energy = np.zeros(dump.metadata.head_dim)
     for query_head in range(head * q_per_kv, (head + 1) * q_per_kv):
         for seq in range(layer.n_seqs):
-            queries = layer.read("queries", seq, query_head).astype(np.float32)
-            rotated = cpu.rotate(queries.reshape(-1, rotation.group_size), rotation).reshape(queries.shape)
-            energy += (rotated.astype(np.float64) ** 2).sum(axis=0)
+            for start, stop in _ranges(0, layer.n_rows, _QUERY_ROWS):
+                queries = layer.read("queries", seq, query_head, start, stop).astype(np.float32)
+                rotated = cpu.rotate(queries.reshape(-1, rotation.group_size), rotation).reshape(queries.shape)
+                energy += (rotated.astype(np.float64) ** 2).sum(axis=0)
     mean = energy.mean()
     if mean == 0:
         raise DataError(f"the queries of layer {layer.name} that read KV head {head} are all zero", file=dump.path)

@@ -64,7 +64,7 @@ def _partition(mass: Any, moment: Any, n_cells: int) -> Any:
 def optimal_partition(points: NDArray[Any], weights: NDArray[Any], n_cells: int) -> NDArray[np.int64]:
     """First point of each of n_cells non-empty runs of sorted points (n,) with the least weighted squared error.
 
-    weights : (n,), above 0. Sums are float64 around the weighted mean; among equal costs the lowest starts win.
+    weights : (n,), above 0. Sums are float64 around the weighted mean; where costs tie, rounding may pick either.
     """
     weights = np.asarray(weights, dtype=np.float64)
     centred = np.asarray(points, dtype=np.float64) - np.average(points, weights=weights)
