@@ -17,8 +17,6 @@ from turbocode.kernels.fwht import Rotation, rotation_for
 from turbocode.kernels.scalar import NORM_MODES, NormMode
 
 DESCRIPTION_VERSION = 1
-_NONFINITE = 2  # the flag that kernels.scalar sets on a group with a NaN or an infinity
-_SATURATED = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,12 +89,10 @@ class Codec:
         mode = NORM_MODES[self.norm_mode]
         encoded = cpu.encode(groups, self.block_format, self.rotation, centroids, boundaries, NormMode(mode))
         groups_per_vector = self.head_dim // self.block_format.group_size
-        flags = encoded.flags.reshape(-1, groups_per_vector)
-        if (flags & _NONFINITE).any():
-            bad = np.unravel_index(int((flags & _NONFINITE).any(axis=1).argmax()), values.shape[:-1])
-            raise DataError(f"vector {tuple(int(i) for i in bad)} holds a NaN or an infinity; finite values are needed")
-        moments = encoded.moments.reshape(-1, groups_per_vector, 4).sum(axis=1)
-        report = EncodeReport.from_moments(moments, (flags & _SATURATED).max(axis=1) > 0)
+        report, bad = EncodeReport.from_moments(encoded.moments, encoded.flags, groups_per_vector)
+        if bad >= 0:
+            where = tuple(int(i) for i in np.unravel_index(bad, values.shape[:-1]))
+            raise DataError(f"vector {where} holds a NaN or an infinity; finite values are needed")
         return encoded.blocks.reshape(*values.shape[:-1], self.bytes_per_vector), report
 
     def decode(self, blocks: NDArray[np.uint8], head: int = 0, *, unrotate: bool = True) -> NDArray[np.float32]:

@@ -30,23 +30,17 @@ class EncodeReport:
     saturated_vectors: int = 0
 
     @classmethod
-    def from_moments(cls, moments: NDArray[np.float64], saturated: NDArray[np.bool_]) -> EncodeReport:
-        """The report of vectors whose (energy, error, product, decoded energy) are the rows of moments (n, 4)."""
-        energy, error, product, decoded_energy = moments.T
-        is_zero = energy == 0.0
-        scale = np.sqrt(energy) * np.sqrt(decoded_energy)
-        cosine = np.divide(product, scale, out=np.zeros_like(product), where=scale > 0)[~is_zero]
-        return cls(
-            n_vectors=len(moments),
-            zero_vectors=int(is_zero.sum()),
-            energy=float(energy.sum()),
-            error=float(error.sum()),
-            product=float(product.sum()),
-            decoded_energy=float(decoded_energy.sum()),
-            cosine_sum=float(cosine.sum()),
-            cosine_min=float(cosine.min(initial=1.0)),
-            saturated_vectors=int(saturated.sum()),
-        )
+    def from_moments(
+        cls, moments: NDArray[np.float64], flags: NDArray[np.uint8], groups_per_vector: int = 1
+    ) -> tuple[EncodeReport, int]:
+        """(report, first vector that is not finite or -1) of runs of groups with these moments and flags.
+
+        moments float64 (n, 4), flags uint8 (n,) : see kernels.scalar.cpu.EncodedGroups
+        """
+        from turbocode.kernels.scalar import cpu
+
+        *totals, first_nonfinite = cpu.summarise(moments, flags, groups_per_vector)
+        return cls(len(moments) // groups_per_vector, *totals), first_nonfinite
 
     def add(self, other: EncodeReport) -> None:
         """Add the totals of other vectors to these."""

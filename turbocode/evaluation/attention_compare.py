@@ -242,4 +242,4 @@ def tile_tokens(n_rows: int, head_dim: int, max_memory: int) -> int:
 def _cost(exact: NDArray[Any], decoded: NDArray[np.float32]) -> EncodeReport:
     x, y = exact.astype(np.float64), decoded.astype(np.float64)
     moments = np.stack([(x * x).sum(1), ((x - y) ** 2).sum(1), (x * y).sum(1), (y * y).sum(1)], axis=1)
-    return EncodeReport.from_moments(moments, np.zeros(len(x), dtype=np.bool_))
+    return EncodeReport.from_moments(moments, np.zeros(len(x), dtype=np.uint8))[0]

@@ -85,7 +85,7 @@ def _encode_all(
         indices, planes, terms = np.empty(g, np.uint32), np.empty(g, np.uint32), np.empty(g, np.float32)
         for group in range(task * GROUPS_PER_TASK, min(n_groups, (task + 1) * GROUPS_PER_TASK)):
             for j in range(g):
-                y[j] = load_float32(values[group, j])
+                y[j] = load_float32(values[group, j]) * first[j]
             factor = _ONE
             square = dot(y, y, terms)
             flag = np.uint8(0)
@@ -100,8 +100,6 @@ def _encode_all(
                     for j in range(g):
                         y[j] = _ZERO
             if is_rotated:
-                for j in range(g):
-                    y[j] *= first[j]
                 transform(y, mixed, width, base, last, lanes)
             cut = False
             if layout == _FLOAT16:
@@ -221,3 +219,45 @@ def decode(
         RADIX,
     )
     return out
+
+
+@strict
+def summarise(moments: Any, flags: Any, groups_per_vector: int) -> Any:
+    """Totals over the vectors that runs of groups are, in one pass without temporaries.
+
+    moments (n, 4) and flags (n,) as in EncodedGroups, n a multiple of groups_per_vector
+    Returns (zero_vectors, energy, error, product, decoded_energy, cosine_sum, cosine_min, saturated_vectors,
+    first_nonfinite), the last being the first vector with a group that was not finite, or -1.
+    """
+    zero_vectors, saturated_vectors, first_nonfinite = 0, 0, -1
+    energy, error, product, decoded_energy, cosine_sum, cosine_min = 0.0, 0.0, 0.0, 0.0, 0.0, 1.0
+    for vector in range(moments.shape[0] // groups_per_vector):
+        e, r, p, d, flag = 0.0, 0.0, 0.0, 0.0, np.uint8(0)
+        for group in range(vector * groups_per_vector, (vector + 1) * groups_per_vector):
+            e += moments[group, ENERGY]
+            r += moments[group, ERROR]
+            p += moments[group, DOT]
+            d += moments[group, DECODED_ENERGY]
+            flag |= flags[group]
+        energy, error, product, decoded_energy = energy + e, error + r, product + p, decoded_energy + d
+        if flag & steps.SATURATED:
+            saturated_vectors += 1
+        if flag & steps.NONFINITE and first_nonfinite < 0:
+            first_nonfinite = vector
+        if e == 0.0:
+            zero_vectors += 1
+        else:
+            cosine = p / (np.sqrt(e) * np.sqrt(d)) if d > 0.0 else 0.0
+            cosine_sum += cosine
+            cosine_min = min(cosine_min, cosine)
+    return (
+        zero_vectors,
+        energy,
+        error,
+        product,
+        decoded_energy,
+        cosine_sum,
+        cosine_min,
+        saturated_vectors,
+        first_nonfinite,
+    )
