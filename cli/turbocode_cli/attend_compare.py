@@ -9,7 +9,14 @@ import click
 
 from turbocode.errors import OptionError, QualityError
 from turbocode_cli.codec_options import k_option, recipe_from, recipe_option, v_option
-from turbocode_cli.options import FILE, device_option, json_option, max_memory_option, quiet_option
+from turbocode_cli.options import (
+    FILE,
+    device_option,
+    json_option,
+    max_memory_option,
+    nonfinite_option,
+    quiet_option,
+)
 from turbocode_cli.output import emit, progress, table
 
 if TYPE_CHECKING:
@@ -40,6 +47,7 @@ _COLUMNS = {
 @v_option
 @recipe_option
 @click.option("--fail-above", type=float, metavar="KL", help="Exit with 3 if the mean KL divergence exceeds this.")
+@nonfinite_option
 @max_memory_option
 @device_option
 @json_option
@@ -51,6 +59,7 @@ def command(
     v: str | None,
     recipe_path: Path | None,
     fail_above: float | None,
+    nonfinite: str,
     max_memory: int,
     device: str,
     as_json: bool,
@@ -75,7 +84,7 @@ def command(
     if quantized is not None and (k or v or recipe_path):
         raise OptionError(f"{quantized} says how it is coded; --k, --v and --recipe do not apply to it")
     with ExitStack() as files:
-        exact = files.enter_context(open_dump(dump, isolate=True))
+        exact = files.enter_context(open_dump(dump, isolate=True, nonfinite=nonfinite))
         source: BlockSource
         if quantized is not None:
             source = StoredBlocks(files.enter_context(open_quantized(quantized, isolate=True)), exact)

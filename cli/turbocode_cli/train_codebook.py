@@ -15,6 +15,7 @@ from turbocode_cli.options import (
     json_option,
     layers_option,
     max_memory_option,
+    nonfinite_option,
     out_option,
     quiet_option,
 )
@@ -59,7 +60,8 @@ _SHOWN_CENTROIDS = 8
     help="Rotation of the codec that will use the codebook.",
 )
 @layers_option
-@click.option("--plot", type=FILE, metavar="FILE.png", help="Draw the histogram, centroids and boundaries.")
+@click.option("--plot", type=FILE, metavar="FILE.png", help="Draw the histogram and centroids (the first, if several).")
+@nonfinite_option
 @max_memory_option
 @force_option
 @json_option
@@ -76,6 +78,7 @@ def command(
     rotation: str,
     layers: tuple[int, ...] | None,
     plot: Path | None,
+    nonfinite: str,
     max_memory: int,
     force: bool,
     as_json: bool,
@@ -99,11 +102,16 @@ def command(
         return
     if density or dimension:
         raise OptionError(f"{dump} is what to train on; --density and --dimension do not go with it")
-    from turbocode.dumps import open_dump
+    from turbocode.dumps import check_output, open_dump
     from turbocode.training.dump_codebook import TrainingSpec, codebook_set, train_from_dump
 
     spec = TrainingSpec(bits, _SIDES[side], per, weights, layers, rotation)
-    with open_dump(dump, isolate=True) as source:
+    check_output(output, force, [dump])
+    if plot is not None:
+        check_output(plot, force, [dump])
+        if plot.resolve() == output.resolve():
+            raise OptionError(f"--plot and --output are both {plot}")
+    with open_dump(dump, isolate=True, nonfinite=nonfinite) as source:
         chosen = [layer for number, layer in enumerate(source.layers) if layers is None or number in layers]
         n_vectors = sum(layer.n_seqs * layer.n_tokens for layer in chosen) * source.metadata.n_kv_heads
         with progress("train", n_vectors * len(spec.sides), quiet) as advance:
@@ -114,14 +122,14 @@ def command(
     if plot is not None:
         from turbocode.evaluation.plots import plot_codebook
 
-        plot_codebook(plot, trained[0], force=force)
+        plot_codebook(plot, trained[0], force=force, inputs=[dump, output])
     rows = [_trained_row(entry) for entry in trained]
     emit({"output": output, "codebooks": rows}, as_json, lambda console: _render(console, output, rows))
 
 
 def _refuse_options_of_dumps() -> None:
     ctx = click.get_current_context()
-    for name in ("side", "per", "weights", "rotation", "layers", "plot"):
+    for name in ("side", "per", "weights", "rotation", "layers", "plot", "nonfinite"):
         if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
             raise OptionError(f"--{name} is about a dump, and no DUMP is given")
 

@@ -152,3 +152,51 @@ def test_a_gate_on_quality(tiny_pride: Path, capsys: pytest.CaptureFixture[str])
     assert code == 3
     assert "exceeds 0.01" in err
     assert "KL mean" in out
+
+
+def test_a_plot_never_replaces_the_dump_or_the_codebook(
+    tmp_path: Path, tiny_pride: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dump, book = tmp_path / "dump.h5", tmp_path / "book.json"
+    dump.write_bytes(tiny_pride.read_bytes())
+    words = ["train-codebook", dump, "--bits", "2", "--force", "--quiet", "-o", book]
+    assert call(capsys, *words, "--plot", dump)[0] == 73
+    assert call(capsys, *words, "--plot", book)[0] == 2
+    assert dump.read_bytes() == tiny_pride.read_bytes()
+    assert not book.exists()
+
+
+def test_force_replaces_an_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    book = tmp_path / "book.json"
+    book.write_text("old")
+    assert call(capsys, "train-codebook", "--bits", 2, "-o", book, "--force")[0] == 0
+    assert json.loads(book.read_text())["bits"] == 2
+
+
+def test_values_that_are_not_finite_can_become_zero_everywhere(
+    tmp_path: Path, tiny_pride: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import h5py
+
+    dump, packed = tmp_path / "nan.h5", tmp_path / "q.h5"
+    dump.write_bytes(tiny_pride.read_bytes())
+    with h5py.File(dump, "r+") as file:
+        file["layers/001/keys"][0, 1, 700, 5] = float("nan")
+    words = ["--k", "turbo3", "--v", "turbo3"]
+    assert call(capsys, "quantize", dump, "-o", packed, *words)[0] == 65
+    zero = ["--nonfinite", "zero"]
+    assert document(capsys, "quantize", dump, "-o", packed, *words, *zero)["total"]["nonfinite_replaced"] == 1
+    assert document(capsys, "attend", "compare", dump, packed, *zero)["total"]["kl_mean"] < 0.1
+    assert document(capsys, "train-codebook", dump, "--bits", 2, "-o", tmp_path / "b.json", *zero)["codebooks"]
+
+
+def test_a_codebook_of_another_rotation_is_refused(
+    tmp_path: Path, tiny_pride: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    book = tmp_path / "book.json"
+    document(capsys, "train-codebook", tiny_pride, "--bits", 3, "--rotation", "none", "-o", book)
+    spec = f"turbo3:codebook={book}"
+    code, _, err = call(capsys, "quantize", tiny_pride, "-o", tmp_path / "q.h5", "--k", spec, "--v", "f16", "--quiet")
+    assert code == 2
+    assert "was trained with rotation none" in err
+    document(capsys, "quantize", tiny_pride, "-o", tmp_path / "q.h5", "--k", f"{spec},rotation=none", "--v", "f16")

@@ -177,6 +177,15 @@ def test_norms_beyond_float16_are_counted_and_cut_on_the_way_back(tmp_path: Path
         assert np.isfinite(dump.layers[0].read("keys", 0, 0)).all()
 
 
+def test_what_float16_cannot_hold_is_cut_on_the_way_back(tmp_path: Path) -> None:
+    source = one_vector_dump(tmp_path / "huge.h5", np.full(64, 1e6, np.float32))
+    with open_dump(source) as dump:
+        quantize_dump(dump, tmp_path / "q.h5", Recipe(k="q8_0", v="f16"), max_memory=PLENTY)
+    with open_quantized(tmp_path / "q.h5") as quantized:
+        summary = dequantize_file(quantized, tmp_path / "d.h5", max_memory=PLENTY, logical_dtype="float16")
+    assert summary["saturated_values"] == 64
+
+
 def test_slab_sizes() -> None:
     assert slab_tokens(128, 1000, 128 * 24 * 2500) == 2000
     assert slab_tokens(128, 5000, 128 * 24 * 2500) == 2500

@@ -220,3 +220,21 @@ def test_too_little_memory_says_how_much_is_enough() -> None:
         tile_tokens(512, 128, 1000)
     assert error.value.hint is not None
     assert tile_tokens(512, 128, int(error.value.hint.split()[1])) == 64
+
+
+def test_memory_stays_under_the_limit(tmp_path: Path) -> None:
+    import tracemalloc
+
+    path = tmp_path / "long.h5"
+    synthesize(
+        path,
+        SynthesisSpec(n_layers=1, n_seqs=1, n_tokens=16384, n_query_heads=4, n_kv_heads=1, head_dim=64, n_rows=32),
+    )
+    limit = 4 << 20
+    with open_dump(path) as dump:
+        compared(dump, "turbo3", "turbo3")  # loads and compiles what is needed
+        tracemalloc.start()
+        compared(dump, "turbo3", "turbo3", limit)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < 2 * limit

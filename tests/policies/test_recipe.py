@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from turbocode.errors import DataError, NoInputError, OptionError
-from turbocode.policies import Recipe, read_recipe
+from turbocode.policies import LayerChoice, Recipe, read_recipe
 from turbocode.policies.recipe import MAX_RECIPE_BYTES, parse_layers, parse_recipe, restricted
 
 
@@ -47,10 +47,27 @@ def test_restricting_keeps_other_layers_in_float16() -> None:
     assert restricted(everything, range(4), 4) == everything
 
 
+def test_restricting_wins_over_entries_that_are_there() -> None:
+    recipe = Recipe(layers={"0": LayerChoice(k="q8_0"), "0-1": LayerChoice(k="turbo2", v="turbo2")})
+    assert str(restricted(recipe, (1,), 2).codec_for(0, "keys")) == "f16"
+
+
+def test_keys_are_read_as_written(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("layers: {010: {k: q8_0}}\n")
+    assert str(read_recipe(path).codec_for(10, "keys")) == "q8_0"
+    for text in ("k: turbo3\nk: turbo2\n", "layers: {2: {k: q8_0}, '2': {k: f16}}\n", "? [a]\n: b\n"):
+        path.write_text(text)
+        with pytest.raises(DataError):
+            read_recipe(path)
+
+
 BAD: list[tuple[Any, str]] = [
     (None, "mapping"),
     ([], "mapping"),
     ({"version": 2}, "version"),
+    ({"version": True}, "version"),
+    ({"version": 1.0}, "version"),
     ({"k": 3}, "k"),
     ({"k": "turbo9"}, "unknown codec"),
     ({"k": "turbo3:norm=x"}, "norm mode"),

@@ -53,6 +53,12 @@ def test_extremes_zeros_and_weights(rng: np.random.Generator) -> None:
             histogram.add(np.ones((1, 64), np.float32), np.full((1, 1), bad))
 
 
+def test_groups_that_overflowed_are_refused() -> None:
+    for bad in (np.inf, np.nan):
+        with pytest.raises(DataError, match="not finite"):
+            CoordinateHistogram(64).add(np.full((1, 64), bad, np.float32))
+
+
 def test_too_few_values_are_refused() -> None:
     histogram = CoordinateHistogram(64)
     histogram.add(np.ones((4, 64), np.float32))

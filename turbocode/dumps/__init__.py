@@ -1,6 +1,6 @@
 """KV dumps and quantized files in HDF5: a guarded reader, an atomic writer, synthetic dumps."""
 
-from turbocode.dumps.atomic import DiskFullError, atomic_output, write_text_atomically
+from turbocode.dumps.atomic import DiskFullError, atomic_output, check_output, write_text_atomically
 from turbocode.dumps.dump import Dump, DumpLayer, open_dump
 from turbocode.dumps.dump_writer import DumpWriter, LayerWriter, create_dump
 from turbocode.dumps.kind import file_kind
@@ -24,6 +24,7 @@ __all__ = [
     "SideWriter",
     "SynthesisSpec",
     "atomic_output",
+    "check_output",
     "create_dump",
     "create_quantized",
     "file_kind",

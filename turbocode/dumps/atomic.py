@@ -41,7 +41,7 @@ def atomic_output(
     Errors : OutputError, LockedError (another process writes the same file), DiskFullError, StorageError.
     """
     target = Path(path)
-    _check_target(target, force, inputs)
+    check_output(target, force, inputs)
     with _lock(target):
         _sweep(target)
         _check_space(target, expected_bytes)
@@ -50,7 +50,7 @@ def atomic_output(
             with writing(target):
                 yield part
                 _sync(part)
-                _check_target(target, force, inputs)
+                check_output(target, force, inputs)
                 part.replace(target)
         except BaseException:
             with suppress(FileNotFoundError):
@@ -88,7 +88,8 @@ def storage_failure(failure: OSError, target: AnyPath) -> StorageError | None:
     return None
 
 
-def _check_target(target: Path, force: bool, inputs: Iterable[AnyPath]) -> None:
+def check_output(target: Path, force: bool, inputs: Iterable[AnyPath]) -> None:
+    """Raise what `atomic_output` would raise at its start, so that a command can refuse before it works."""
     if not target.name or target.name in (".", ".."):
         raise OutputError("not a file name", file=target)
     try:

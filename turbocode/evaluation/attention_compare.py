@@ -114,7 +114,8 @@ def compare_attention(
     Figures, per layer and in total: logit_error (RMS of the logit error around its row mean), kl_mean / kl_median /
     kl_p999 / kl_max of KL(exact || coded) in nats, same_top (share of rows whose strongest token stays),
     output_error (relative L2 of the packed kernel's output), output_error_k and output_error_v (only K, only V coded),
-    kernel_error (packed kernel against float64 attention over the decoded values), worst_head by mean KL, nmse.
+    kernel_error (packed kernel against float64 attention over the decoded values), worst_head by mean KL, nmse_k and
+    nmse_v (over the tokens that some query row sees).
     Raises DataError if the dump has no queries.
     """
     if not any(layer.n_rows for layer in dump.layers):
@@ -202,12 +203,11 @@ class _PackedHead:
     ) -> None:
         self._queries = queries[None].astype(np.float32)
         self._positions, self._scale, self._layer = positions[None], scale, layer
-        self._outputs: list[NDArray[np.float32]] = []
-        self._lse: list[NDArray[np.float32]] = []
+        self._merged: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
 
     def add(self, start: int, codecs: dict[str, Codec], blocks: dict[str, NDArray[np.uint8]]) -> None:
         """Attend over the blocks (n, bytes_per_vector) of tokens start, start + 1, ..."""
-        output, lse = decode_attention(
+        piece = decode_attention(
             self._queries,
             codecs["keys"],
             blocks["keys"][None, None],
@@ -219,12 +219,13 @@ class _PackedHead:
             softcap=self._layer.softcap,
             first_token=start,
         )
-        self._outputs.append(output)
-        self._lse.append(lse)
+        pieces = [piece] if self._merged is None else [self._merged, piece]
+        self._merged = merge_attention(np.stack([p[0] for p in pieces]), np.stack([p[1] for p in pieces]))
 
     def output(self) -> NDArray[np.float32]:
         """The merged output, float32 (1, n_query_heads of this KV head, n_rows, head_dim)."""
-        return merge_attention(np.stack(self._outputs), np.stack(self._lse))[0]
+        assert self._merged is not None
+        return self._merged[0]
 
 
 def tile_tokens(n_rows: int, head_dim: int, max_memory: int) -> int:

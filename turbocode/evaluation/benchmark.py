@@ -42,8 +42,13 @@ class AttentionShape:
 
     @property
     def working_bytes(self) -> int:
-        """Bytes that the benchmark holds at once: K and V in float16 and float32, blocks, and one float64 head."""
-        return self.n_vectors * self.head_dim * 2 * (2 + 4 + 2) + self.tokens * self.head_dim * 8 * 4
+        """Bytes that the benchmark holds at once.
+
+        K and V in float16, float32 and blocks; the keys decoded or encoded once more, with 40 bytes of moments and
+        scratch a vector; NumPy's logits; one head in float64.
+        """
+        cache = self.n_vectors * (self.head_dim * (2 * (2 + 4 + 2) + 4 + 2) + 40)
+        return cache + self.batch * self.q_heads * self.tokens * 4 * 2 + self.tokens * self.head_dim * 8 * 4
 
 
 def numpy_attention(queries: Float32, keys: Float32, values: Float32, scale: float) -> Float32:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,19 +12,20 @@ import numpy as np
 from turbocode.dumps import atomic_output
 from turbocode.training.dump_codebook import TrainedCodebook
 
+AnyPath = str | os.PathLike[str]
 _DPI = 130
 _HISTOGRAM_BINS = 1024  # as drawn; the histogram itself is finer
 FLOAT32_NOISE = 1e-6
 
 
-def _save(figure: Any, path: str | os.PathLike[str], force: bool) -> None:
+def _save(figure: Any, path: AnyPath, force: bool, inputs: Iterable[AnyPath] = ()) -> None:
     from pathlib import Path
 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": "turbocode"})
-    with atomic_output(path, force=force) as part:
+    with atomic_output(path, force=force, inputs=inputs) as part:
         Path(part).write_bytes(buffer.getvalue())
 
 
@@ -35,8 +36,13 @@ def _figure() -> tuple[Any, Any]:
     return figure, figure.add_subplot()
 
 
-def plot_codebook(path: str | os.PathLike[str], trained: TrainedCodebook, *, force: bool = False) -> None:
-    """Write a PNG of the histogram that a codebook was trained on, with its centroids and boundaries."""
+def plot_codebook(
+    path: AnyPath, trained: TrainedCodebook, *, force: bool = False, inputs: Iterable[AnyPath] = ()
+) -> None:
+    """Write a PNG of the histogram that a codebook was trained on, with its centroids and boundaries.
+
+    inputs : files that `path` must not be
+    """
     figure, axes = _figure()
     histogram, codebook = trained.training, trained.codebook
     mass = histogram.masses(trained.is_weighted).reshape(_HISTOGRAM_BINS, -1).sum(axis=1)
@@ -52,10 +58,10 @@ def plot_codebook(path: str | os.PathLike[str], trained: TrainedCodebook, *, for
     axes.set(xlim=(-reach, reach), ylim=(0, None), xlabel="coordinate / standard deviation", ylabel="density")
     axes.set_title(f"{codebook.name}: NMSE {codebook.nmse:.5f}")
     axes.legend(loc="upper right")
-    _save(figure, path, force)
+    _save(figure, path, force, inputs)
 
 
-def plot_error_by_rate(path: str | os.PathLike[str], rows: Sequence[dict[str, Any]], *, force: bool = False) -> None:
+def plot_error_by_rate(path: AnyPath, rows: Sequence[dict[str, Any]], *, force: bool = False) -> None:
     """Write a PNG of attention error against bits per value, one panel a figure.
 
     rows : each with `name`, `bits_per_value`, `kl_mean` and `output_error`; errors below what float32 resolves are

@@ -102,8 +102,10 @@ class Recipe(BaseModel):
 def restricted(recipe: Recipe, layers: Iterable[int], n_layers: int) -> Recipe:
     """The recipe applied to `layers` only; every other layer is kept in float16."""
     kept = sorted(set(range(n_layers)) - set(layers))
-    exact = {",".join(map(str, kept)): LayerChoice(k="f16", v="f16")} if kept else {}
-    return recipe.model_copy(update={"layers": {**recipe.layers, **exact}})
+    last = {",".join(map(str, kept)): LayerChoice(k="f16", v="f16")} if kept else {}
+    # A key that is there already would keep its place, and a later entry would win over it.
+    before = {key: choice for key, choice in recipe.layers.items() if key not in last}
+    return recipe.model_copy(update={"layers": {**before, **last}})
 
 
 def read_recipe(path: str | os.PathLike[str]) -> Recipe:
@@ -123,10 +125,8 @@ def parse_recipe(document: Any, *, file: str | None = None) -> Recipe:
     """The recipe of a YAML or JSON document. Raises DataError naming the key that is wrong."""
     if not isinstance(document, dict):
         raise DataError("a recipe is a mapping with the keys version, k, v and layers", file=file)
-    # YAML reads an unquoted 7 as a number; as a layer it means the same.
-    layers = document.get("layers")
-    if isinstance(layers, dict):
-        document = {**document, "layers": {str(key): value for key, value in layers.items()}}
+    if type(document.get("version", 1)) is not int:
+        raise DataError(f"must be the number 1, not {document['version']!r}", file=file, object="version")
     try:
         return Recipe.model_validate(document)
     except ValidationError as error:
@@ -140,7 +140,18 @@ def parse_recipe(document: Any, *, file: str | None = None) -> Recipe:
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML without aliases, which can make a small file very large."""
+    """Safe YAML without aliases, which can make a small file very large; keys are text as written, once each."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        mapping: dict[Any, Any] = {}
+        for key_node, value_node in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(problem="a key is not plain text", problem_mark=key_node.start_mark)
+            if key_node.value in mapping:
+                problem = f"key {key_node.value!r} is given twice"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
+            mapping[key_node.value] = self.construct_object(value_node, deep=True)
+        return mapping
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):

@@ -58,8 +58,10 @@ class TrainingSpec:
             raise OptionError(f"unknown weights {self.weights!r}; allowed: {', '.join(WEIGHTS)}")
         if not self.sides or self.sides not in _LETTERS:
             raise OptionError(f"sides {self.sides} are not keys, values or both")
-        if self.layers is not None and (not self.layers or min(self.layers) < 0):
-            raise OptionError(f"layers {self.layers} name no layer")
+        if self.layers is not None and (
+            list(self.layers) != sorted(set(self.layers)) or min(self.layers, default=-1) < 0
+        ):
+            raise OptionError(f"layers {self.layers} are not layer numbers in ascending order")
         if self.weights == "queries" and self.sides != ("keys",):
             raise OptionError("weights 'queries' weigh keys: only --side k goes with them")
 

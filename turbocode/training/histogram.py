@@ -42,10 +42,12 @@ class CoordinateHistogram:
         """Count the coordinates of rotated groups (n, group_size), each divided by its norm; zero groups are left out.
 
         weights : (n, 1), (1, group_size) or (n, group_size), at least 0; None counts every value once
-        Raises OptionError for a weight above MAX_WEIGHT.
+        Raises OptionError for a weight above MAX_WEIGHT, DataError for groups that are not finite.
         """
         values = rotated.astype(np.float64)
         norms = np.sqrt((values * values).sum(axis=1))
+        if not np.isfinite(norms).all():
+            raise DataError("a rotated group is not finite: its values are too large for float32")
         kept = norms > 0
         self.zero_groups += int((~kept).sum())
         scaled = values[kept] / norms[kept, None]  # in [-1, 1]
