@@ -7,10 +7,10 @@ from typing import Any
 
 from turbocode.codebooks.codebook import Codebook
 from turbocode.errors import DataError
+from turbocode.formats.sides import SIDES
 
 SET_SCHEMA = "turbocode-codebook-set"
 SET_VERSION = 1
-SIDES = ("keys", "values")
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from turbocode.codecs import codec_from_description
 from turbocode.conversion.slabs import slab_tokens, slabs
 from turbocode.dumps import QuantizedFile, create_dump
 from turbocode.errors import OptionError
-from turbocode.policies.recipe import SIDES
+from turbocode.formats.sides import SIDES
 
 LOGICAL_DTYPES = ("float16", "bfloat16", "float32")
 _BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}

@@ -14,8 +14,8 @@ from turbocode.codecs import Codec, EncodeReport
 from turbocode.conversion.slabs import slab_tokens, slabs
 from turbocode.dumps import Dump, create_quantized
 from turbocode.formats.block_format import FLOAT16_BITS
+from turbocode.formats.sides import SIDES
 from turbocode.policies import Recipe, resolve_codec
-from turbocode.policies.recipe import SIDES
 from turbocode.provenance import provenance
 
 AnyPath = str | os.PathLike[str]

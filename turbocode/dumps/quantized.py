@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from turbocode.dumps.digest import c_order_blocks
-from turbocode.dumps.quantized_schema import SIDES, QuantizedFacts, QuantizedLayerFacts, SideFacts, read_quantized_facts
+from turbocode.dumps.quantized_schema import QuantizedFacts, QuantizedLayerFacts, SideFacts, read_quantized_facts
 from turbocode.dumps.source import Source
 from turbocode.errors import OptionError
+from turbocode.formats.sides import SIDES
 
 
 def open_quantized(path: str | os.PathLike[str], *, isolate: bool = False) -> QuantizedFile:

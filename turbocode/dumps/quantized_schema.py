@@ -17,10 +17,10 @@ from turbocode.dumps.metadata import (
     read_layer_metadata,
     read_metadata,
 )
+from turbocode.formats.sides import SIDES
 
 QUANTIZED_FORMAT = "turbocode-quantized"
 QUANTIZED_VERSION = 1
-SIDES = ("keys", "values")
 _HEX = frozenset("0123456789abcdef")
 
 

@@ -14,8 +14,9 @@ from turbocode.dumps.dump_writer import put_layer, put_metadata
 from turbocode.dumps.hdf5 import h5py
 from turbocode.dumps.hdf5_output import HDF5Output, hdf5_output, put_json, put_text
 from turbocode.dumps.metadata import DumpMetadata
-from turbocode.dumps.quantized_schema import QUANTIZED_FORMAT, QUANTIZED_VERSION, SIDES
+from turbocode.dumps.quantized_schema import QUANTIZED_FORMAT, QUANTIZED_VERSION
 from turbocode.errors import OptionError, OutputError
+from turbocode.formats.sides import SIDES
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from turbocode.conversion.slabs import slabs
 from turbocode.dumps import Dump, DumpLayer, QuantizedFile
 from turbocode.errors import DataError, OptionError
 from turbocode.evaluation.attention_error import HeadComparison
-from turbocode.policies.recipe import SIDES
+from turbocode.formats.sides import SIDES
 
 MIN_TILE_TOKENS, MAX_TILE_TOKENS = 64, 4096
 _FLOAT64_ARRAYS_PER_ROW = 10  # logits, weights and temporaries of a tile that exist at once

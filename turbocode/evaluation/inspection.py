@@ -17,8 +17,8 @@ from turbocode.dumps.isolation import rehearse
 from turbocode.dumps.value_types import LOGICAL_BYTES
 from turbocode.errors import OptionError
 from turbocode.evaluation.vector_statistics import VectorStatistics
+from turbocode.formats.sides import SIDES
 
-SIDES = ("keys", "values")
 SAMPLE_VALUES = 1 << 22  # values looked at in all unless the caller says how many tokens
 MIN_SAMPLE_TOKENS = 64  # a layer, however many layers and heads there are
 STRETCHES = 8  # of tokens that the sample of one sequence comes from

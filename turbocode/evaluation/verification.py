@@ -14,8 +14,8 @@ from turbocode.codecs import codec_from_description
 from turbocode.dumps import Dump, DumpLayer, QuantizedFile, QuantizedLayer, file_kind, open_dump, open_quantized
 from turbocode.dumps.isolation import rehearse
 from turbocode.errors import DataError, OptionError, QualityError, TurbocodeError
+from turbocode.formats.sides import SIDES
 
-SIDES = ("keys", "values")
 SLAB_BYTES = 1 << 22  # of float32 values decoded at a time
 NMSE_TOLERANCE = 1e-4  # relative; sums are taken in another order than when the file was written
 NMSE_FLOOR = 1e-9  # absolute, for codecs that lose next to nothing

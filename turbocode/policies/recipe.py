@@ -26,7 +26,6 @@ from turbocode.errors import DataError, OptionError
 from turbocode.text_input import read_text_input
 
 MAX_RECIPE_BYTES = 1 << 20
-SIDES = ("keys", "values")
 _RANGE = re.compile(r"(\d{1,3})(?:-(\d{1,3}))?", re.ASCII)  # a dump numbers its layers with three digits
 
 
