@@ -84,7 +84,7 @@ def _encode_ggml(y: NDArray[np.float64], block_format: BlockFormat, blocks: NDAr
         scale = np.abs(rows).max(-1) / np.float32(Q8_MAX)
     else:
         extreme = np.take_along_axis(rows, np.abs(rows).argmax(-1)[..., None], axis=-1)[..., 0]
-        scale = extreme / np.float32(-Q4_OFFSET)
+        scale = (extreme + np.float32(0)) / np.float32(-Q4_OFFSET)  # ggml starts from +0, so -0 is never the extreme
     with np.errstate(divide="ignore", over="ignore"):
         inverse = np.where(scale == 0, np.float32(0), np.float32(1) / scale)
     inverse = np.where(np.isfinite(inverse), inverse, np.float32(0))
