@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import pytest
 
 from turbocode.errors import OptionError
 from turbocode.formats import FORMAT_NAMES, GROUP_SIZES, block_format
 from turbocode.formats.packing import pack_bits, pack_nibbles, unpack_bits, unpack_nibbles
+from turbocode.kernels.fwht import rotation_for
 
 SIZES = {  # name: (block bytes, values a block, bits per value) at head_dim 128
     "turbo2": (34, 128, 2.125),
@@ -47,8 +46,9 @@ def test_groups_divide_head_dim_without_padding(head_dim: int, group: int) -> No
     ("name", "head_dim"), [("turbo3", 72), ("turbo3", 0), ("turbo3_0", 64), ("q8_0", 80), ("turbo3", -128)]
 )
 def test_head_dims_that_do_not_fit_are_refused(name: str, head_dim: int) -> None:
-    with pytest.raises(OptionError, match=f"{name} cannot store head_dim {head_dim}"):
+    with pytest.raises(OptionError, match=f"{name} cannot store head_dim {head_dim}") as error:
         block_format(name, head_dim)
+    assert error.value.hint is not None and "without padding" in error.value.hint
 
 
 def test_unknown_format_suggests_a_near_one() -> None:
@@ -57,14 +57,37 @@ def test_unknown_format_suggests_a_near_one() -> None:
     assert error.value.hint is not None and "turbo" in error.value.hint
 
 
-@pytest.mark.parametrize(("bits", "count"), list(itertools.product(range(1, 9), (8, 16, 64, 80, 96, 128, 1024))))
-def test_bits_are_packed_as_a_string_of_digits(bits: int, count: int, rng: np.random.Generator) -> None:
-    indices = rng.integers(0, 2**bits, count)
+def packed_as_digits(indices: np.ndarray, bits: int) -> bytes:
     digits = "".join(format(int(i), f"0{bits}b")[::-1] for i in indices)
-    expected = bytes(int(digits[k : k + 8][::-1], 2) for k in range(0, len(digits), 8))
+    return bytes(int(digits[k : k + 8][::-1], 2) for k in range(0, len(digits), 8))
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_bits_are_packed_as_a_string_of_digits(bits: int, rng: np.random.Generator) -> None:
+    for count in range(0, 1025, 8):
+        indices = rng.integers(0, 2**bits, count)
+        packed = pack_bits(indices, bits)
+        assert packed.tobytes() == packed_as_digits(indices, bits), count
+        np.testing.assert_array_equal(unpack_bits(packed, bits), indices)
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_leading_axes_are_packed_row_by_row(bits: int, rng: np.random.Generator) -> None:
+    indices = rng.integers(0, 2**bits, (3, 2, 64))
     packed = pack_bits(indices, bits)
-    assert packed.tobytes() == expected
+    assert packed.shape == (3, 2, 8 * bits)
+    assert packed[1, 1].tobytes() == packed_as_digits(indices[1, 1], bits)
     np.testing.assert_array_equal(unpack_bits(packed, bits), indices)
+
+
+def test_three_bits_are_a_bijection_on_three_bytes() -> None:
+    """Every second and third byte behind sixteen first bytes from 0 to 255."""
+    tail = np.indices((256, 256), dtype=np.uint8).reshape(2, -1).T
+    for first in range(0, 256, 17):
+        packed = np.insert(tail, 0, np.uint8(first), axis=1)
+        indices = unpack_bits(packed, 3)
+        assert indices.max() <= 7
+        np.testing.assert_array_equal(pack_bits(indices, 3), packed)
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
@@ -82,7 +105,5 @@ def test_nibbles_hold_value_j_low_and_value_j_plus_half_high(rng: np.random.Gene
 
 
 def test_every_group_size_has_a_rotation() -> None:
-    from turbocode.kernels.fwht import rotation_for
-
     for group in GROUP_SIZES:
         assert rotation_for(group).group_size == group

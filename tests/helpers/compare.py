@@ -13,8 +13,8 @@ def relative_error(actual: Any, expected: Any) -> float:
     return float(np.linalg.norm(np.asarray(actual, dtype=np.float64) - expected) / np.linalg.norm(expected))
 
 
-def assert_within(actual: Any, expected: Any, limit: float) -> None:
-    """Every |actual - expected| is at most `limit`; NaN fails."""
+def assert_within(actual: Any, expected: Any, limit: Any) -> None:
+    """Every |actual - expected| is at most `limit`, a number or an array that broadcasts; NaN fails."""
     difference = np.abs(np.asarray(actual, dtype=np.float64) - np.asarray(expected, dtype=np.float64))
     assert difference.size > 0
-    assert bool((difference <= limit).all()), f"largest difference {difference.max()} exceeds {limit}"
+    assert bool((difference <= limit).all()), f"largest difference {difference.max()} exceeds {np.max(limit)}"

@@ -130,7 +130,10 @@ def encode_ggml(codec: str, x: list[float]) -> tuple[bytes, list[float]]:
             block += f16_bytes(d) + struct.pack("32b", *quants)
             decoded += [q * f16(d) for q in quants]
         else:
-            extreme = max(part, key=abs)
+            extreme = 0.0  # as in ggml: the first of the largest, and of zeros the positive one
+            for v in part:
+                if abs(v) > abs(extreme):
+                    extreme = v
             d = f32(extreme / -8)
             inverse = f32(1 / d) if d else 0.0
             quants = [min(15, int(f32(f32(v * inverse) + 8.5))) for v in part]
@@ -152,7 +155,18 @@ def vectors(group: int) -> list[list[float]]:
     ties[0], ties[1] = -127 / 8, -0.0
     out.append(ties)
     out.append([f16(3.0 + rng.gauss(0, 0.5)) for _ in range(group)])
-    return out
+    return out + (limits(group, rng) if group == 128 else [])
+
+
+def limits(group: int, rng: random.Random) -> list[list[float]]:
+    """A norm above 65504, the smallest norm that is not stored as zero, negative zeros, and extremes of both signs."""
+    spike = [0.0] * group
+    spike[group - 1] = 2.0**-24
+    extremes = [rng.randrange(-7, 8) / 8 for _ in range(group)]
+    for start in range(0, group, 32):
+        sign = 1.0 if start % 64 else -1.0
+        extremes[start + 3], extremes[start + 20] = sign, -sign
+    return [[f16(rng.gauss(0, 2e4)) for _ in range(group)], spike, [-0.0] * group, extremes]
 
 
 def main() -> None:
