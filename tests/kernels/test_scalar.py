@@ -6,9 +6,12 @@ import numba
 import numpy as np
 import pytest
 from helpers.compare import assert_within
+from helpers.poison import poisoned_outputs
 
 from turbocode.codecs import CODEC_NAMES, Codec, make_codec
-from turbocode.formats import FLOAT16_MAX, Layout
+from turbocode.formats import FLOAT16_MAX, BlockFormat, Layout
+from turbocode.formats.packing import unpack_bits, unpack_nibbles
+from turbocode.kernels.fwht import reference as fwht_reference
 from turbocode.kernels.scalar import NORM_MODES, cpu, reference
 
 CASES = [
@@ -32,29 +35,105 @@ def encode_both(codec: Codec, x: np.ndarray, mode: str) -> tuple[np.ndarray, np.
     return actual.view(codec.block_format.dtype).reshape(expected.shape), expected
 
 
+def indices_of(blocks: np.ndarray, layout: BlockFormat) -> np.ndarray:
+    """The integers (n, g) that structured blocks (n, blocks_per_group) hold."""
+    if layout.layout is Layout.SPLIT_PLANES:
+        indices = unpack_bits(blocks["low_bits"], 2) + 4 * unpack_bits(blocks["high_bits"], 1).astype(int)
+    elif layout.layout is Layout.BITSTREAM:
+        indices = unpack_bits(blocks["indices"], layout.bits)
+    elif layout.layout is Layout.Q4_0:
+        indices = unpack_nibbles(blocks["quants"])
+    else:
+        indices = blocks["quants" if layout.layout is Layout.Q8_0 else "values"]
+    return indices.reshape(len(blocks), -1).astype(np.int64 if layout.layout is not Layout.FLOAT16 else np.float64)
+
+
+def tie_distances(x: np.ndarray, codec: Codec) -> np.ndarray:
+    """Float64 (n, g): how far each rotated value is from the nearest tie between two indices.
+
+    In units of a group's norm where there is a codebook, of the block's step in the ggml formats.
+    """
+    y = fwht_reference.rotate(x, codec.rotation)
+    if codec.block_format.has_codebook:
+        norm = np.linalg.norm(x.astype(np.float64), axis=1, keepdims=True)
+        u = np.divide(y, norm, out=np.zeros_like(y), where=norm > 0)
+        return np.abs(u[..., None] - codec.tables()[1]).min(-1)
+    rows = y.reshape(-1, 32)
+    largest = np.abs(rows).max(-1, keepdims=True)
+    steps = 127 if codec.block_format.layout is Layout.Q8_0 else 8
+    scaled = np.divide(steps * rows, largest, out=np.zeros_like(rows), where=largest > 0)
+    return np.abs(scaled - np.floor(scaled) - 0.5).reshape(y.shape)
+
+
+def check_against_reference(x: np.ndarray, codec: Codec, mode: str) -> tuple[np.ndarray, np.ndarray]:
+    """The cpu blocks and where their indices differ: by one, and only where float32 rounding decides a tie."""
+    actual, expected = encode_both(codec, x, mode)
+    layout = codec.block_format
+    if codec.rotation.is_identity:
+        np.testing.assert_array_equal(actual, expected)
+        return actual, np.zeros(x.shape, bool)
+    indices, wanted = indices_of(actual, layout), indices_of(expected, layout)
+    is_off = indices != wanted
+    assert np.abs(indices - wanted).max() <= 1
+    tolerance = 3e-7 if layout.has_codebook else 1e-4
+    assert bool((tie_distances(x, codec)[is_off] <= tolerance).all())
+    field = "norm" if layout.has_codebook else "scale"
+    ulps = np.abs(actual[field].view(np.int16).astype(int) - expected[field].view(np.int16))
+    assert ulps[~is_off.any(axis=1)].max(initial=0) <= 1
+    return actual, is_off
+
+
 @pytest.mark.parametrize(("name", "group", "mode"), CASES)
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 def test_cpu_agrees_with_reference(name: str, group: int, mode: str, dtype: type, rng: np.random.Generator) -> None:
     codec = codec_for(name, group, mode)
     x = (rng.standard_normal((1001, group)) * np.exp(rng.standard_normal((1001, 1)))).astype(dtype)
-    actual, expected = encode_both(codec, x, mode)
-    centroids = codec.tables()[0]
-    values = reference.dequantize(actual, codec.block_format, centroids)
-    wanted = reference.dequantize(expected, codec.block_format, centroids)
-    is_off = (actual.view(np.uint8) != expected.view(np.uint8)).reshape(len(x), -1)
-    # A coordinate within float32 rounding of a boundary may fall to the other side; a norm may round the other way.
-    assert is_off.any(axis=1).mean() <= 2e-3
-    assert np.linalg.norm(values - wanted) <= 1e-3 * np.linalg.norm(wanted)
-    if "norm" in (actual.dtype.names or ()):
-        ulps = np.abs(actual["norm"].view(np.int16).astype(int) - expected["norm"].view(np.int16))
-        has_same_indices = ~is_off.reshape(*actual.shape, -1)[..., 2:].any(axis=(1, 2))
-        assert ulps[has_same_indices].max() <= 1
-    decoded = cpu.decode(
-        np.ascontiguousarray(actual).view(np.uint8).reshape(len(x), -1), codec.block_format, codec.rotation, centroids
-    )
-    assert_within(
-        decoded, reference.decode(actual, codec.block_format, codec.rotation, centroids), 1e-5 * np.abs(x).max()
-    )
+    actual, is_off = check_against_reference(x, codec, mode)
+    assert is_off.sum() <= max(1, 1e-5 * is_off.size)
+
+    blocks, centroids = actual.view(np.uint8).reshape(len(x), -1), codec.tables()[0]
+    rotated = reference.dequantize(actual, codec.block_format, centroids)
+    np.testing.assert_array_equal(codec.decode(blocks, unrotate=False), rotated.astype(np.float32))
+    expected = reference.decode(actual, codec.block_format, codec.rotation, centroids)
+    assert_within(codec.decode(blocks), expected, 1e-6 * np.linalg.norm(expected, axis=1, keepdims=True))
+
+
+@pytest.mark.parametrize(("name", "group", "mode"), CASES)
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e25])
+def test_moments_are_sums_over_the_decoded_groups(
+    name: str, group: int, mode: str, scale: float, rng: np.random.Generator
+) -> None:
+    codec = codec_for(name, group, mode)
+    x = (scale * rng.standard_normal((65, group))).astype(np.float32)
+    encoded = cpu.encode(x, codec.block_format, codec.rotation, *codec.tables(), NORM_MODES[mode])
+    blocks = encoded.blocks.view(codec.block_format.dtype).reshape(len(x), -1)
+    y = reference.decode(blocks, codec.block_format, codec.rotation, codec.tables()[0])
+    x64 = x.astype(np.float64)
+    energy, error, product, decoded_energy = encoded.moments.T
+    true_energy, true_decoded = np.square(x64).sum(1), np.square(y).sum(1)
+    assert_within(energy, true_energy, 2e-6 * true_energy)
+    assert_within(error, np.square(x64 - y).sum(1), 1e-3 * np.square(x64 - y).sum(1))
+    assert_within(product, (x64 * y).sum(1), 2e-6 * np.sqrt(true_energy * true_decoded))
+    assert_within(decoded_energy, true_decoded, 2e-6 * true_decoded)
+    assert encoded.flags.tolist() == [1 if scale > 1e6 else 0] * 65
+
+
+@pytest.mark.parametrize("name", CODEC_NAMES)
+@pytest.mark.parametrize("n", [1, 63, 129])
+def test_every_byte_of_the_outputs_is_written(name: str, n: int, rng: np.random.Generator) -> None:
+    codec, x = make_codec(name, 128), rng.standard_normal((n, 128)).astype(np.float32)
+    x[n // 2] = 0
+    arguments = (codec.block_format, codec.rotation, *codec.tables(), NORM_MODES["l2"])
+    expected = cpu.encode(x, *arguments)
+    decoded = codec.decode(expected.blocks)
+    for byte in (0x00, 0xFF):
+        with poisoned_outputs(byte):
+            actual = cpu.encode(x, *arguments)
+            actual_decoded = codec.decode(expected.blocks)
+        np.testing.assert_array_equal(actual.blocks, expected.blocks)
+        np.testing.assert_array_equal(actual.moments, expected.moments)
+        np.testing.assert_array_equal(actual.flags, expected.flags)
+        np.testing.assert_array_equal(actual_decoded, decoded)
 
 
 @pytest.mark.parametrize("n", [1, 2, 63, 64, 65, 129])
@@ -74,7 +153,8 @@ def test_threads_do_not_change_a_byte(rng: np.random.Generator) -> None:
     try:
         for count in sorted({1, threads}):
             numba.set_num_threads(count)
-            results.append(codec.encode(x)[0].tobytes())
+            blocks = codec.encode(x)[0]
+            results.append(blocks.tobytes() + codec.decode(blocks).tobytes())
     finally:
         numba.set_num_threads(threads)
     assert len(set(results)) == 1
@@ -83,7 +163,7 @@ def test_threads_do_not_change_a_byte(rng: np.random.Generator) -> None:
 def awkward(group: int) -> np.ndarray:
     one_hot = np.eye(1, group)[0]
     alternating = np.where(np.arange(group) % 2, -1.0, 1.0)
-    rows = [0 * one_hot, one_hot, -one_hot, 0 * one_hot + 1, alternating]
+    rows = [0 * one_hot, one_hot, -one_hot, 0 * one_hot + 1, alternating, np.linspace(-1, 1, group)]
     scales = [1e-45, 1e-30, 1e-10, 5.9e-8, 6e-8, 1e-3, 1.0, 5790.0, 65504.0, 1e10, 1e20, 1e38, 3.4e38]
     return np.array([scale * row for row in rows for scale in scales], dtype=np.float32)
 
@@ -99,6 +179,17 @@ def test_awkward_groups_never_give_nan(name: str, group: int, mode: str) -> None
     norms = np.linalg.norm(x.astype(np.float64), axis=1)
     assert not decoded[norms < 2.0**-25].any()
     assert report.saturated_vectors > 0
+
+
+@pytest.mark.parametrize(("name", "group", "mode"), CASES)
+def test_awkward_groups_agree_with_reference(name: str, group: int, mode: str) -> None:
+    codec, x = codec_for(name, group, mode), awkward(group)
+    if name.endswith("_rot"):
+        largest = np.abs(x).max(axis=1)
+        x = x[(largest == 0) | (largest >= 1e-30) & (largest <= 1e30)]  # float32 rotates these without loss
+    if name == "q4_0_rot":  # of a constant, rounding decides which sign the extreme of a rotated block has
+        x = x[(np.ptp(np.abs(x), axis=1) > 0) | ~x.any(axis=1)]
+    check_against_reference(x, codec, mode)
 
 
 @pytest.mark.parametrize("name", ["turbo2", "turbo3", "turbo4"])
