@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,14 +74,17 @@ def test_fifty_cycles_change_no_index(spec: str, source: str, rng: np.random.Gen
     np.testing.assert_array_equal(blocks, first)
 
 
-@pytest.mark.parametrize("spec", ["turbo2", "turbo3", "turbo4", "q4_0"])
-def test_rounding_to_float16_between_cycles_changes_nothing(spec: str, rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("spec", IDEMPOTENT)
+def test_rounding_to_float16_between_cycles_changes_no_index(spec: str, rng: np.random.Generator) -> None:
     codec = make_codec(spec, 128)
+    dtype = codec.block_format.dtype
     first, _ = codec.encode(rng.standard_normal((4096, 128)))
     blocks = first
-    for _ in range(10):
+    for _ in range(50):
         blocks, _ = codec.encode(codec.decode(blocks).astype(np.float16))
-    np.testing.assert_array_equal(blocks, first)
+    for field in dtype.names or ():
+        if field != "scale":  # rounding the extreme value can move a ggml scale by its last bit
+            np.testing.assert_array_equal(blocks.view(dtype)[field], first.view(dtype)[field])
 
 
 def test_the_raw_norm_drifts_as_documented(rng: np.random.Generator) -> None:
@@ -94,9 +99,38 @@ def test_the_raw_norm_drifts_as_documented(rng: np.random.Generator) -> None:
 @pytest.mark.parametrize("name", CODEC_NAMES)
 def test_a_description_gives_the_same_codec(name: str, rng: np.random.Generator) -> None:
     codec, x = make_codec(name, 128), rng.standard_normal((20, 128))
-    again = codec_from_description(codec.describe())
+    again = codec_from_description(json.loads(json.dumps(codec.describe(), allow_nan=False)))
+    assert again.describe() == codec.describe()
     np.testing.assert_array_equal(again.encode(x)[0], codec.encode(x)[0])
     np.testing.assert_array_equal(again.decode(codec.encode(x)[0]), codec.decode(codec.encode(x)[0]))
+
+
+@pytest.mark.parametrize("options", ["norm=raw", "norm=mse,rotation=none", "rotation=hadamard", "codebook=gaussian-3"])
+@pytest.mark.parametrize("head_dim", [64, 80, 256])
+def test_a_description_keeps_every_option(options: str, head_dim: int, rng: np.random.Generator) -> None:
+    books = tuple(
+        Codebook(f"head{h}", load_codebook("gaussian-3").centroids * (1 + 0.1 * h), 0.04, {"head": h}) for h in range(2)
+    )
+    codec = make_codec(f"turbo3:{options}", head_dim, codebooks=None if "codebook" in options else books)
+    again = codec_from_description(json.loads(json.dumps(codec.describe(), allow_nan=False)))
+    x = rng.standard_normal((20, head_dim))
+    for head in range(len(codec.codebooks)):
+        np.testing.assert_array_equal(again.encode(x, head)[0], codec.encode(x, head)[0])
+        for table, expected in zip(again.for_head(head).tables(), codec.tables(head), strict=True):
+            np.testing.assert_array_equal(table, expected)
+
+
+def test_each_head_has_its_own_codebook(rng: np.random.Generator) -> None:
+    base = load_codebook("gaussian-3")
+    books = [base, Codebook("wide", base.centroids * 1.5, 0.1)]
+    codec, x = make_codec("turbo3", 128, codebooks=books), rng.standard_normal((50, 128))
+    for head, book in enumerate(books):
+        alone = make_codec("turbo3", 128, codebooks=book)
+        blocks, _ = codec.encode(x, head)
+        np.testing.assert_array_equal(blocks, alone.encode(x)[0])
+        np.testing.assert_array_equal(codec.decode(blocks, head), alone.decode(blocks))
+        np.testing.assert_array_equal(codec.for_head(head).decode(blocks), alone.decode(blocks))
+    assert (codec.encode(x, 0)[0] != codec.encode(x, 1)[0]).any()
 
 
 @pytest.mark.parametrize(
@@ -104,8 +138,16 @@ def test_a_description_gives_the_same_codec(name: str, rng: np.random.Generator)
     [
         ("version", 2),
         ("version", None),
+        ("codec", "zzz"),
+        ("codec", None),
+        ("codec", "turbo2"),
+        ("codec", "turbo3_0"),
         ("head_dim", 64),
         ("head_dim", "128"),
+        ("head_dim", True),
+        ("norm_mode", None),
+        ("codebooks", None),
+        ("format", None),
         ("rotation", "spin"),
         ("norm_mode", "best"),
         ("codebooks", []),
@@ -119,16 +161,31 @@ def test_descriptions_that_were_tampered_with_are_refused(key: str, value: objec
         codec_from_description({**make_codec("turbo3", 128).describe(), key: value})
 
 
-def test_a_description_without_a_key_names_it() -> None:
+@pytest.mark.parametrize("document", [None, [], "turbo3", 3])
+def test_descriptions_that_are_no_object_are_refused(document: Any) -> None:
+    with pytest.raises(DataError, match="must be an object"):
+        codec_from_description(document)
+
+
+@pytest.mark.parametrize("key", make_codec("turbo3", 128).describe())
+def test_a_description_without_a_key_names_it(key: str) -> None:
     description = make_codec("turbo3", 128).describe()
-    del description["rotation"]
-    with pytest.raises(DataError, match="'rotation' is missing"):
+    del description[key]
+    with pytest.raises(DataError, match=f"{key!r} is missing"):
         codec_from_description(description)
 
 
 @pytest.mark.parametrize(
     "make",
-    [lambda x: x[::2], lambda x: np.asfortranarray(x), lambda x: x.astype(">f2"), lambda x: x.astype(np.float64)],
+    [
+        lambda x: x[::2],
+        lambda x: x[:, ::-1],
+        lambda x: np.asfortranarray(x),
+        lambda x: x.astype(">f2"),
+        lambda x: x.astype(">f4"),
+        lambda x: x.astype(np.float64),
+        lambda x: (8 * x).astype(np.int32),
+    ],
 )
 def test_layout_and_type_of_the_input_do_not_matter(make: object, rng: np.random.Generator) -> None:
     codec, x = make_codec("turbo3", 128), rng.standard_normal((10, 128)).astype(np.float16)
@@ -149,13 +206,14 @@ def test_leading_axes_are_kept(rng: np.random.Generator) -> None:
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("name", CODEC_NAMES)
 def test_values_that_are_not_finite_are_named(name: str, bad: float, rng: np.random.Generator) -> None:
-    x = rng.standard_normal((3, 4, 128)).astype(np.float16)
-    x[2, 1, 77] = bad
-    with pytest.raises(DataError, match=r"vector \(2, 1\)"):
-        make_codec(name, 128).encode(x)
+    for dtype, head_dim in ((np.float16, 128), (np.float32, 256)):
+        x = rng.standard_normal((3, 4, head_dim)).astype(dtype)
+        x[2, 1, head_dim - 51] = x[2, 3, 0] = bad
+        with pytest.raises(DataError, match=r"vector \(2, 1\)"):
+            make_codec(name, head_dim).encode(x)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     bits=arrays(np.uint16, (2, 64), elements=st.integers(0, 65535)),
     name=st.sampled_from(["turbo2", "turbo3", "turbo4", "q8_0_rot", "q4_0", "f16"]),
@@ -169,7 +227,7 @@ def test_any_float16_pattern_decodes_finite_or_is_refused(bits: np.ndarray, name
             codec.encode(x)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(bits=arrays(np.uint8, (3, 50), elements=st.integers(0, 255)))
 def test_any_bytes_decode_without_a_crash(bits: np.ndarray) -> None:
     assert make_codec("turbo3", 128).decode(bits).shape == (3, 128)
@@ -179,6 +237,7 @@ def test_any_bytes_decode_without_a_crash(bits: np.ndarray) -> None:
     ("text", "expected"),
     [
         ("turbo3", "turbo3"),
+        ("turbo3:", "turbo3"),
         ("turbo3:norm=mse", "turbo3:norm=mse"),
         ("turbo4:norm=raw,rotation=none", "turbo4:rotation=none,norm=raw"),
     ],
@@ -193,7 +252,6 @@ def test_specs_are_read_and_written(text: str, expected: str) -> None:
     [
         "",
         "turbo",
-        "turbo3:",
         "turbo3:norm",
         "turbo3:norm=",
         "turbo3:norm=best",
@@ -205,9 +263,6 @@ def test_specs_are_read_and_written(text: str, expected: str) -> None:
     ],
 )
 def test_specs_that_mean_nothing_are_refused(text: str) -> None:
-    if text == "turbo3:":
-        assert parse_codec(text).name == "turbo3"
-        return
     with pytest.raises(OptionError):
         parse_codec(text)
 

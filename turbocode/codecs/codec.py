@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from turbocode.codebooks import Codebook
 from turbocode.codecs.report import EncodeReport
+from turbocode.codecs.spec import CodecSpec
 from turbocode.errors import DataError, OptionError
 from turbocode.formats import BlockFormat, block_format
 from turbocode.kernels.fwht import Rotation, rotation_for
@@ -142,6 +143,8 @@ class Codec:
 
 def codec_from_description(description: Mapping[str, Any], *, file: str | None = None) -> Codec:
     """The codec that `Codec.describe` wrote. Raises DataError naming the entry that is missing or disagrees."""
+    if not isinstance(description, Mapping):
+        raise DataError("codec description: must be an object", file=file)
     try:
         version = description["version"]
         if version != DESCRIPTION_VERSION:
@@ -157,8 +160,11 @@ def codec_from_description(description: Mapping[str, Any], *, file: str | None =
             raise DataError(
                 f"codec description: format {layout.name} is not laid out as this turbocode knows it", file=file
             )
+        name = str(description["codec"])
+        if CodecSpec(name).format_name != layout.name:
+            raise DataError(f"codec description: codec {name} does not store format {layout.name}", file=file)
         return Codec(
-            str(description["codec"]),
+            name,
             head_dim,
             layout,
             rotation_for(layout.group_size, str(description["rotation"])),
