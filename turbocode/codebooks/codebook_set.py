@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from turbocode.codebooks.codebook import Codebook
+from turbocode.codebooks.any_codebook import AnyCodebook, codebook_from_json
 from turbocode.errors import DataError
 from turbocode.formats.sides import SIDES
 
@@ -17,7 +17,7 @@ SET_VERSION = 1
 class ScopedCodebook:
     """A codebook and what it is for: a layer's name, `keys` or `values`, a KV head; None means all."""
 
-    codebook: Codebook
+    codebook: AnyCodebook
     layer: str | None = None
     side: str | None = None
     head: int | None = None
@@ -30,7 +30,7 @@ class CodebookSet:
     entries: tuple[ScopedCodebook, ...]
     file: str | None = None
 
-    def select(self, layer: str, side: str, head: int) -> Codebook:
+    def select(self, layer: str, side: str, head: int) -> AnyCodebook:
         """The codebook for one KV head. Raises DataError if the set has none for it."""
         wanted = {"layer": layer, "side": side, "head": head}
         fitting = [
@@ -71,5 +71,5 @@ class CodebookSet:
                 raise DataError("layer must be text or null, side keys, values or null", file=file, object=where)
             if head is not None and (type(head) is not int or head < 0):
                 raise DataError("head must be a number from 0, or null", file=file, object=where)
-            entries.append(ScopedCodebook(Codebook.from_json(entry.get("codebook"), file=file), layer, side, head))
+            entries.append(ScopedCodebook(codebook_from_json(entry.get("codebook"), file=file), layer, side, head))
         return cls(tuple(entries), file)

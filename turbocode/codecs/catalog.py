@@ -4,24 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from turbocode.codebooks import Codebook
+from turbocode.codebooks import AnyCodebook, Codebook, TrellisCodebook, trellis_codebook_name
 from turbocode.codebooks.catalog import load_codebook
 from turbocode.codecs.codec import Codec
 from turbocode.codecs.spec import ROTATED_SUFFIX, CodecSpec, parse_codec
-from turbocode.formats import block_format
+from turbocode.formats import BlockFormat, block_format
 from turbocode.kernels.fwht import rotation_for
+from turbocode.kernels.trellis import Search, parse_search
 
 DEFAULT_NORM_MODE = "l2"
+TRELLIS_NORM_MODE = "mse"  # l2 costs a trellis 1 to 8 % of squared error, the more the fewer bits
 FORK_SUFFIX = "_0"  # of turbo2_0, turbo3_0 and turbo4_0, whose readers hold the Gaussian's centroids
 
 
-def default_codebook(format_name: str, bits: int, group_size: int) -> str:
+def default_codebook(layout: BlockFormat) -> str:
     """The shipped codebook that a format uses: the sphere's exact one, but the Gaussian's in the forks' formats."""
-    return f"gaussian-{bits}" if format_name.endswith(FORK_SUFFIX) else f"sphere{group_size}-{bits}"
+    if layout.is_trellis:
+        return trellis_codebook_name(layout.bits, layout.states_log2, is_tail_biting=layout.is_tail_biting)
+    is_fork = layout.name.endswith(FORK_SUFFIX)
+    return f"gaussian-{layout.bits}" if is_fork else f"sphere{layout.group_size}-{layout.bits}"
 
 
 def make_codec(
-    spec: str | CodecSpec, head_dim: int, *, codebooks: Sequence[Codebook] | Codebook | None = None
+    spec: str | CodecSpec, head_dim: int, *, codebooks: Sequence[AnyCodebook] | AnyCodebook | None = None
 ) -> Codec:
     """The codec that `spec` names, for vectors of head_dim values.
 
@@ -33,10 +38,12 @@ def make_codec(
     layout = block_format(spec.format_name, head_dim)
     rotates = layout.has_codebook or spec.name.endswith(ROTATED_SUFFIX)
     kind = spec.rotation or ("signed" if rotates else "none")
-    if isinstance(codebooks, Codebook):
+    if isinstance(codebooks, Codebook | TrellisCodebook):
         codebooks = (codebooks,)
     if codebooks is None:
-        name = spec.codebook or default_codebook(layout.name, layout.bits, layout.group_size)
+        name = spec.codebook or default_codebook(layout)
         codebooks = (load_codebook(name),) if layout.has_codebook else ()
     rotation = rotation_for(layout.group_size, kind)
-    return Codec(spec.name, head_dim, layout, rotation, spec.norm or DEFAULT_NORM_MODE, tuple(codebooks))
+    norm_mode = spec.norm or (TRELLIS_NORM_MODE if layout.is_trellis else DEFAULT_NORM_MODE)
+    search = parse_search(spec.search) if spec.search else Search()
+    return Codec(spec.name, head_dim, layout, rotation, norm_mode, tuple(codebooks), search, int(spec.gains or 1))

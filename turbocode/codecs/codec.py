@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from turbocode.codebooks import Codebook
+from turbocode.codebooks import AnyCodebook, codebook_from_json
 from turbocode.codecs.report import EncodeReport
-from turbocode.codecs.spec import CodecSpec
+from turbocode.codecs.spec import GAIN_COUNTS, CodecSpec
 from turbocode.errors import DataError, OptionError
 from turbocode.formats import BlockFormat, block_format
 from turbocode.kernels.fwht import Rotation, rotation_for
 from turbocode.kernels.scalar import NORM_MODES, NormMode
+from turbocode.kernels.trellis import Search, parse_search
+
+if TYPE_CHECKING:
+    from turbocode.kernels.group import EncodedGroups
 
 DESCRIPTION_VERSION = 1
 
@@ -30,6 +34,7 @@ class Codec:
     rotation : of one group
     norm_mode : what the stored norm is (formats with a codebook)
     codebooks : none for formats without one; one for all heads, or one per KV head
+    search, n_gains : how the path of a trellis is looked for, and at how many scales of a group; readers need neither
     """
 
     name: str
@@ -37,7 +42,9 @@ class Codec:
     block_format: BlockFormat
     rotation: Rotation
     norm_mode: str
-    codebooks: tuple[Codebook, ...]
+    codebooks: tuple[AnyCodebook, ...]
+    search: Search = Search()
+    n_gains: int = 1
 
     def __post_init__(self) -> None:
         if self.norm_mode not in NORM_MODES:
@@ -45,11 +52,23 @@ class Codec:
         if self.block_format.has_codebook != bool(self.codebooks):
             raise OptionError(f"{self.name}: {len(self.codebooks)} codebooks given for format {self.block_format.name}")
         for codebook in self.codebooks:
+            self._check_trellis(codebook)
             if codebook.bits != self.block_format.bits:
                 raise OptionError(
                     f"codebook {codebook.name} has {codebook.bits} bits; {self.name} needs {self.block_format.bits}",
                     hint=f"train one with: turbocode train-codebook --bits {self.block_format.bits}",
                 )
+
+    def _check_trellis(self, codebook: AnyCodebook) -> None:
+        stored, wanted = getattr(codebook, "states_log2", 0), self.block_format.states_log2
+        if stored == wanted:
+            return
+        kinds = [f"of a trellis of 2**{n} states" if n else "scalar" for n in (stored, wanted)]
+        trellis = f"--trellis --states-log2 {wanted} " if wanted else ""
+        raise OptionError(
+            f"codebook {codebook.name} is {kinds[0]}; {self.name} needs one that is {kinds[1]}",
+            hint=f"train one with: turbocode train-codebook {trellis}--bits {self.block_format.bits}",
+        )
 
     @property
     def bytes_per_vector(self) -> int:
@@ -65,7 +84,10 @@ class Codec:
         return replace(self, codebooks=(self.codebooks[head],)) if len(self.codebooks) > 1 else self
 
     def tables(self, head: int = 0) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """(centroids, boundaries) of one KV head in float32, scaled for unit vectors of one group; zeros if none."""
+        """(centroids, boundaries) of one KV head in float32, scaled for unit vectors of one group; zeros if none.
+
+        A trellis has the values of its states as centroids, and no boundaries.
+        """
         if not self.codebooks:
             return np.zeros(1, np.float32), np.zeros(0, np.float32)
         return self.codebooks[head if len(self.codebooks) > 1 else 0].for_group(self.block_format.group_size)
@@ -76,8 +98,6 @@ class Codec:
         float16 and float32 are taken as they are, other real dtypes as float32. A NaN or infinity is a DataError; zero
         vectors decode to exactly zero; norms under 2**-24 are stored as zero; what would pass 65504 is cut and counted.
         """
-        from turbocode.kernels.scalar import cpu
-
         values = np.asarray(values)
         if values.ndim == 0 or values.shape[-1] != self.head_dim:
             raise OptionError(
@@ -86,15 +106,24 @@ class Codec:
         dtype = values.dtype if values.dtype in (np.float16, np.float32) else np.float32
         with np.errstate(over="ignore"):
             groups = np.ascontiguousarray(values, dtype=dtype).reshape(-1, self.block_format.group_size)
-        centroids, boundaries = self.tables(head)
-        mode = NORM_MODES[self.norm_mode]
-        encoded = cpu.encode(groups, self.block_format, self.rotation, centroids, boundaries, NormMode(mode))
+        encoded = self._encode_groups(groups, head)
         groups_per_vector = self.head_dim // self.block_format.group_size
         report, bad = EncodeReport.from_moments(encoded.moments, encoded.flags, groups_per_vector)
         if bad >= 0:
             where = tuple(int(i) for i in np.unravel_index(bad, values.shape[:-1]))
             raise DataError(f"vector {where} holds a NaN or an infinity; finite values are needed")
         return encoded.blocks.reshape(*values.shape[:-1], self.bytes_per_vector), report
+
+    def _encode_groups(self, groups: NDArray[Any], head: int) -> EncodedGroups:
+        centroids, boundaries = self.tables(head)
+        mode = NormMode(NORM_MODES[self.norm_mode])
+        if self.block_format.is_trellis:
+            from turbocode.kernels.trellis import cpu as trellis
+
+            return trellis.encode(groups, self.block_format, self.rotation, centroids, mode, self.search, self.n_gains)
+        from turbocode.kernels.scalar import cpu as scalar
+
+        return scalar.encode(groups, self.block_format, self.rotation, centroids, boundaries, mode)
 
     def decode(self, blocks: NDArray[np.uint8], head: int = 0, *, unrotate: bool = True) -> NDArray[np.float32]:
         """Vectors float32 (..., head_dim) from blocks uint8 (..., bytes_per_vector) of one KV head.
@@ -137,6 +166,7 @@ class Codec:
             "format": self.block_format.describe(),
             "rotation": self.rotation.kind,
             "norm_mode": self.norm_mode,
+            **({"search": str(self.search), "gains": self.n_gains} if self.block_format.is_trellis else {}),
             "codebooks": [codebook.to_json() for codebook in self.codebooks],
         }
 
@@ -169,9 +199,17 @@ def codec_from_description(description: Mapping[str, Any], *, file: str | None =
             layout,
             rotation_for(layout.group_size, str(description["rotation"])),
             str(description["norm_mode"]),
-            tuple(Codebook.from_json(codebook, file=file) for codebook in description["codebooks"]),
+            tuple(codebook_from_json(codebook, file=file) for codebook in description["codebooks"]),
+            parse_search(str(description["search"])) if layout.is_trellis else Search(),
+            _gain_count(description["gains"]) if layout.is_trellis else 1,
         )
     except KeyError as error:
         raise DataError(f"codec description: key {error.args[0]!r} is missing", file=file) from None
     except OptionError as error:
         raise DataError(f"codec description: {error}", file=file) from None
+
+
+def _gain_count(value: object) -> int:
+    if type(value) is not int or not 1 <= value <= len(GAIN_COUNTS):
+        raise OptionError(f"gains {value!r} is not one of {', '.join(GAIN_COUNTS)}")
+    return value

@@ -35,11 +35,11 @@ class EncodeReport:
     ) -> tuple[EncodeReport, int]:
         """(report, first vector that is not finite or -1) of runs of groups with these moments and flags.
 
-        moments float64 (n, 4), flags uint8 (n,) : see kernels.scalar.cpu.EncodedGroups
+        moments float64 (n, 4), flags uint8 (n,) : see kernels.group.EncodedGroups
         """
-        from turbocode.kernels.scalar import cpu
+        from turbocode.kernels.group import summarise
 
-        *totals, first_nonfinite = cpu.summarise(moments, flags, groups_per_vector)
+        *totals, first_nonfinite = summarise(moments, flags, groups_per_vector)
         return cls(len(moments) // groups_per_vector, *totals), first_nonfinite
 
     def add(self, other: EncodeReport) -> None:

@@ -6,11 +6,14 @@ import difflib
 from dataclasses import dataclass
 
 from turbocode.errors import OptionError
-from turbocode.formats import FORMAT_NAMES
+from turbocode.formats import FORMAT_NAMES, block_format
 from turbocode.kernels.fwht import ROTATION_KINDS
 from turbocode.kernels.scalar import NORM_MODES
+from turbocode.kernels.trellis import parse_search
 
 ROTATED_SUFFIX = "_rot"
+OPTIONS = ("rotation", "norm", "codebook", "search", "gains")
+GAIN_COUNTS = ("1", "2", "3", "4", "5")
 _SUMMARIES = {
     "turbo2": "2-bit scalar codebook, one float16 norm a group",
     "turbo3": "3-bit scalar codebook, one float16 norm a group",
@@ -23,6 +26,14 @@ _SUMMARIES = {
     "q8_0_rot": "q8_0 of rotated values",
     "q4_0_rot": "q4_0 of rotated values",
     "f16": "float16, unrotated",
+    "turbo1_tcq": "1-bit trellis of 256 states, as the CUDA forks store it",
+    "turbo2_tcq": "2-bit trellis of 256 states, as the CUDA forks store it",
+    "turbo3_tcq": "3-bit trellis of 512 states, as the CUDA forks store it",
+    **{
+        name: f"{layout.bits}-bit tail-biting trellis of {1 << layout.states_log2:,} states"
+        for name in FORMAT_NAMES
+        if (layout := block_format(name)).is_tail_biting
+    },
 }
 CODEC_NAMES = tuple(_SUMMARIES)
 
@@ -38,12 +49,16 @@ class CodecSpec:
 
     name : one of CODEC_NAMES; rotation : `signed`, `hadamard`, `none`; norm : `l2`, `mse`, `unbiased`, `raw`
     codebook : a shipped codebook's name or the path of a JSON codebook
+    search : of trellises, `viterbi` (exact) or, to compare with it, `greedy`, `multistart`, `beam16`
+    gains : of trellises, scales of each group that are searched for the best one, `1` to `5`
     """
 
     name: str
     rotation: str | None = None
     norm: str | None = None
     codebook: str | None = None
+    search: str | None = None
+    gains: str | None = None
 
     def __post_init__(self) -> None:
         _require("codec", self.name, CODEC_NAMES)
@@ -51,8 +66,15 @@ class CodecSpec:
             _require("rotation", self.rotation, ROTATION_KINDS)
         if self.norm is not None:
             _require("norm mode", self.norm, tuple(NORM_MODES))
-        if not self.format_name.startswith("turbo") and (self.norm or self.codebook):
+        layout = block_format(self.format_name)
+        if not layout.has_codebook and (self.norm or self.codebook):
             raise OptionError(f"{self.name} has no codebook and no norm: norm= and codebook= do not apply to it")
+        if not layout.is_trellis and (self.search or self.gains):
+            raise OptionError(f"{self.name} has no trellis: search= and gains= do not apply to it")
+        if self.search is not None:
+            parse_search(self.search)
+        if self.gains is not None:
+            _require("number of gains", self.gains, GAIN_COUNTS)
 
     @property
     def format_name(self) -> str:
@@ -62,8 +84,7 @@ class CodecSpec:
         return name
 
     def __str__(self) -> str:
-        options = {"rotation": self.rotation, "norm": self.norm, "codebook": self.codebook}
-        given = ",".join(f"{key}={value}" for key, value in options.items() if value is not None)
+        given = ",".join(f"{key}={value}" for key in OPTIONS if (value := getattr(self, key)) is not None)
         return f"{self.name}:{given}" if given else self.name
 
 
@@ -75,7 +96,7 @@ def parse_codec(text: str) -> CodecSpec:
         key, equals, value = part.partition("=")
         if not equals or not value:
             raise OptionError(f"codec {text!r}: {part!r} is not KEY=VALUE", hint="for example turbo3:norm=mse")
-        _require(f"option of codec {name}", key, ("rotation", "norm", "codebook"))
+        _require(f"option of codec {name}", key, OPTIONS)
         if key in options:
             raise OptionError(f"codec {text!r}: {key} is given twice")
         options[key] = value

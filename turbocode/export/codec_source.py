@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 
-from turbocode.codebooks import Codebook
+from turbocode.codebooks import CodebookSet
 from turbocode.codebooks.catalog import read_codebook
 from turbocode.codecs import Codec, codec_from_description, make_codec, parse_codec
 from turbocode.dumps import open_quantized
@@ -38,7 +38,7 @@ def codec_of_spec(
     stored = None
     if spec.codebook is not None and is_codebook_file(spec.codebook):
         stored = read_codebook(spec.codebook)
-    if stored is None or isinstance(stored, Codebook):
+    if not isinstance(stored, CodebookSet):
         if (layer, side, head) != (None, None, None):
             raise OptionError("--layer, --side and --head apply to --from and to files with several codebooks")
         return make_codec(spec, head_dim, codebooks=stored)

@@ -13,6 +13,13 @@ GROUP_SIZES = (128, 96, 80, 64, 48, 40, 32, 16)
 
 FORK_GROUP_SIZE = 128  # the forks rotate 128 values and pad smaller heads; turbocode never pads
 GGML_BLOCK_SIZE = 32
+DEFAULT_STATES_LOG2 = {
+    1: 8,
+    2: 8,
+    3: 9,
+    4: 10,
+}  # of trellis1 to trellis4; more states are variants such as trellis3_l12
+MAX_STATES_LOG2 = 12
 
 
 @dataclass(frozen=True)
@@ -21,6 +28,7 @@ class _Entry:
     bits: int
     values_per_block: int | None  # None: one block holds the whole group
     group_sizes: tuple[int, ...]
+    states_log2: int = 0
 
 
 _ENTRIES = {
@@ -33,6 +41,16 @@ _ENTRIES = {
     "q8_0": _Entry(Layout.Q8_0, 8, GGML_BLOCK_SIZE, tuple(size for size in GROUP_SIZES if size % GGML_BLOCK_SIZE == 0)),
     "q4_0": _Entry(Layout.Q4_0, 4, GGML_BLOCK_SIZE, tuple(size for size in GROUP_SIZES if size % GGML_BLOCK_SIZE == 0)),
     "f16": _Entry(Layout.FLOAT16, 16, None, GROUP_SIZES),
+    "turbo1_tcq": _Entry(Layout.TRELLIS_PREFIX, 1, None, (FORK_GROUP_SIZE,), 8),
+    "turbo2_tcq": _Entry(Layout.TRELLIS_PREFIX, 2, None, (FORK_GROUP_SIZE,), 8),
+    "turbo3_tcq": _Entry(Layout.TRELLIS_PREFIX, 3, None, (FORK_GROUP_SIZE,), 9),
+    **{
+        f"trellis{bits}" + (f"_l{states_log2}" if states_log2 > default else ""): _Entry(
+            Layout.TRELLIS_RING, bits, None, GROUP_SIZES, states_log2
+        )
+        for bits, default in DEFAULT_STATES_LOG2.items()
+        for states_log2 in range(default, MAX_STATES_LOG2 + 1)
+    },
 }
 
 FORMAT_NAMES = tuple(_ENTRIES)
@@ -56,7 +74,7 @@ def group_size_for(name: str, head_dim: int) -> int:
     sizes = ", ".join(map(str, sorted(entry.group_sizes)))
     raise OptionError(
         f"{name} cannot store head_dim {head_dim}: it must be a multiple of one of {sizes}",
-        hint="turbo2, turbo3 and turbo4 store groups of 64, 80, 96 and 128 without padding",
+        hint="turbo2 to turbo4 and trellis1 to trellis4 store groups of 64, 80, 96 and 128 without padding",
     )
 
 
@@ -64,4 +82,5 @@ def block_format(name: str, head_dim: int = 128) -> BlockFormat:
     """The format `name` for vectors of `head_dim` values. Raises OptionError as `group_size_for` does."""
     group_size = group_size_for(name, head_dim)
     entry = _ENTRIES[name]
-    return BlockFormat(name, entry.layout, entry.bits, entry.values_per_block or group_size, group_size)
+    values_per_block = entry.values_per_block or group_size
+    return BlockFormat(name, entry.layout, entry.bits, values_per_block, group_size, entry.states_log2)

@@ -32,3 +32,25 @@ def pack_nibbles(indices: NDArray[Any]) -> NDArray[np.uint8]:
 def unpack_nibbles(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Indices (..., g) of bytes (..., g / 2); the inverse of `pack_nibbles`."""
     return np.concatenate((packed & 15, packed >> 4), axis=-1)
+
+
+def pack_path(states: NDArray[Any], bits: int, states_log2: int, *, is_ring: bool) -> NDArray[np.uint8]:
+    """Bytes (..., n) of the stream of which bits [bits * t, bits * t + states_log2) are state t, of states (..., g).
+
+    is_ring: the last states go on at the stream's beginning, and g * bits bits are stored; else the last state is
+    stored whole, and zeros fill the last byte.
+    """
+    states = np.asarray(states, dtype=np.int64)
+    digits = ((states[..., None] >> np.arange(bits)) & 1).reshape(*states.shape[:-1], -1)
+    if not is_ring:
+        rest = (states[..., -1:] >> np.arange(bits, states_log2)) & 1
+        digits = np.concatenate((digits, rest), axis=-1)
+    return np.packbits(digits.astype(np.uint8), axis=-1, bitorder="little")
+
+
+def unpack_path(stream: NDArray[np.uint8], g: int, bits: int, states_log2: int, *, is_ring: bool) -> NDArray[np.int64]:
+    """States int64 (..., g) of a stream (..., n); the inverse of `pack_path`."""
+    digits = np.unpackbits(stream, axis=-1, bitorder="little").astype(np.int64)
+    window = bits * np.arange(g)[:, None] + np.arange(states_log2)
+    taken = digits[..., window % (g * bits) if is_ring else window]
+    return np.asarray((taken << np.arange(states_log2)).sum(axis=-1))

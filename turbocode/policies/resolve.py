@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from turbocode.codebooks import Codebook
+from turbocode.codebooks import CodebookSet
 from turbocode.codebooks.catalog import read_codebook
 from turbocode.codecs import Codec, CodecSpec, make_codec
 from turbocode.errors import OptionError
@@ -19,7 +19,7 @@ def resolve_codec(spec: CodecSpec, head_dim: int, *, layer: str, side: str, n_kv
     if spec.codebook is None or not is_codebook_file(spec.codebook):
         return make_codec(spec, head_dim)
     stored = read_codebook(spec.codebook)
-    if isinstance(stored, Codebook):
+    if not isinstance(stored, CodebookSet):
         return _checked(make_codec(spec, head_dim, codebooks=stored), spec)
     per_head = [stored.select(layer, side, head) for head in range(n_kv_heads)]
     is_shared = all(codebook is per_head[0] for codebook in per_head)

@@ -30,7 +30,7 @@ _BYTES_PER_VALUE = 64  # float32 and float64 copies, bins and weights of a slab
 _MAX_SLAB_TOKENS = 1 << 14
 _QUERY_ROWS = 1024  # summed at a time; fixed, so that the sums do not depend on the memory allowed
 _WEIGHT_BITS = 20  # weights are scaled so that the heaviest vector weighs about 2**20
-_LETTERS = {("keys",): "k", ("values",): "v", ("keys", "values"): "kv"}
+SIDE_LETTERS = {("keys",): "k", ("values",): "v", ("keys", "values"): "kv"}
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class TrainingSpec:
             raise OptionError(f"unknown scope {self.per!r}; allowed: {', '.join(SCOPES)}")
         if self.weights not in WEIGHTS:
             raise OptionError(f"unknown weights {self.weights!r}; allowed: {', '.join(WEIGHTS)}")
-        if not self.sides or self.sides not in _LETTERS:
+        if not self.sides or self.sides not in SIDE_LETTERS:
             raise OptionError(f"sides {self.sides} are not keys, values or both")
         if self.layers is not None and (
             list(self.layers) != sorted(set(self.layers)) or min(self.layers, default=-1) < 0
@@ -70,7 +70,7 @@ class TrainingSpec:
         """The command that this is."""
         layers = "" if self.layers is None else " --layers " + ",".join(map(str, self.layers))
         return (
-            f"turbocode train-codebook DUMP --bits {self.bits} --side {_LETTERS[self.sides]} --per {self.per} "
+            f"turbocode train-codebook DUMP --bits {self.bits} --side {SIDE_LETTERS[self.sides]} --per {self.per} "
             f"--weights {self.weights} --rotation {self.rotation}{layers}"
         )
 
@@ -197,7 +197,7 @@ def _count(
     training, holdout = histograms
     g, slab = rotation.group_size, _slab_tokens(dump, max_memory)
     split = layer.n_tokens - int(layer.n_tokens * HOLDOUT_SHARE)
-    per_coordinate = _query_energy(dump, layer, head, rotation) if spec.weights == "queries" else None
+    per_coordinate = query_energy(dump, layer, head, rotation) if spec.weights == "queries" else None
     for seq in range(layer.n_seqs):
         for histogram, first, last in ((training, 0, split), (holdout, split, layer.n_tokens)):
             for start, stop in _ranges(first, last, slab):
@@ -240,7 +240,7 @@ def _ranges(first: int, last: int, size: int) -> Iterator[tuple[int, int]]:
         yield start, min(last, start + size)
 
 
-def _query_energy(dump: Dump, layer: DumpLayer, head: int, rotation: Rotation) -> NDArray[np.float64]:
+def query_energy(dump: Dump, layer: DumpLayer, head: int, rotation: Rotation) -> NDArray[np.float64]:
     """E[q_j^2] (head_dim,) of the rotated queries that read a KV head, relative to its mean over j."""
     if not layer.n_rows:
         raise DataError("weights 'queries' need queries, and the dump has none", file=dump.path)

@@ -2,61 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from turbocode.formats.block_format import BlockFormat, Layout
-from turbocode.kernels._cpu import GROUPS_PER_TASK, load_float32, prange, strict, strict_parallel
+from turbocode.kernels._cpu import GROUPS_PER_TASK, prange, strict_parallel
+from turbocode.kernels.group import EncodedGroups, codebook_moments, measure, prepare
 from turbocode.kernels.fwht import Rotation
 from turbocode.kernels.fwht.cpu import RADIX, transform
 from turbocode.kernels.scalar import steps
 from turbocode.kernels.scalar.norm_mode import NormMode
-from turbocode.kernels.scalar.steps import dot, squared_error
+from turbocode.kernels.scalar.steps import dot
 
 _FLOAT16, _Q8_0, _Q4_0 = np.int64(Layout.FLOAT16), np.int64(Layout.Q8_0), np.int64(Layout.Q4_0)
-_SAFE_SQUARE = np.float32(2.0**120)  # above it a sum of squares may have lost values to overflow
-_DOWN, _UP = np.float32(2.0**-80), np.float32(2.0**80)  # exact factors that bring any float32 group back into range
-_FINITE_MAX = np.float32(np.finfo(np.float32).max)
-_ZERO, _ONE = np.float32(0.0), np.float32(1.0)
-ENERGY, ERROR, DOT, DECODED_ENERGY = range(4)  # columns of the statistics of a group
-
-
-@dataclass(frozen=True)
-class EncodedGroups:
-    """blocks : uint8 (n, bytes_per_group)
-
-    moments : float64 (n, 4): |x|^2, |x - decoded x|^2, <x, decoded x>, |decoded x|^2
-    flags : uint8 (n,): 1 a stored number was cut to 65504, 2 the group was not finite and is stored as zero
-    """
-
-    blocks: NDArray[np.uint8]
-    moments: NDArray[np.float64]
-    flags: NDArray[np.uint8]
-
-
-@strict
-def _moments(y: Any, decoded: Any, factor: Any, terms: Any, out: Any) -> None:
-    """Set out (4,) for y * factor and its decoded self; sums are float32 at the scale of y, where nothing overflows."""
-    square = np.float64(factor) * np.float64(factor)
-    out[ENERGY] = np.float64(dot(y, y, terms)) * square
-    out[ERROR] = np.float64(squared_error(y, decoded, _ONE / factor, terms)) * square
-    out[DOT] = np.float64(dot(y, decoded, terms)) * np.float64(factor)
-    out[DECODED_ENERGY] = np.float64(dot(decoded, decoded, terms))
-
-
-@strict
-def _codebook_moments(
-    y: Any, c: Any, norm: Any, stored: Any, uc: Any, cc: Any, factor: Any, terms: Any, out: Any
-) -> None:
-    """Set out (4,) as `_moments` does where c * stored is the decoded group, from the sums that encoding needed."""
-    square = np.float64(factor) * np.float64(factor)
-    out[ENERGY] = np.float64(norm) * np.float64(norm) * square
-    out[ERROR] = np.float64(squared_error(y, c, stored / factor, terms)) * square
-    out[DOT] = np.float64(norm) * np.float64(factor) * np.float64(stored) * np.float64(uc)
-    out[DECODED_ENERGY] = np.float64(stored) * np.float64(stored) * np.float64(cc)
+_ONE, _ZERO = np.float32(1.0), np.float32(0.0)
 
 
 @strict_parallel
@@ -84,29 +45,13 @@ def _encode_all(
         u, c = np.empty(g, np.float32), np.empty(g, np.float32)
         indices, planes, terms = np.empty(g, np.uint32), np.empty(g, np.uint32), np.empty(g, np.float32)
         for group in range(task * GROUPS_PER_TASK, min(n_groups, (task + 1) * GROUPS_PER_TASK)):
-            for j in range(g):
-                y[j] = load_float32(values[group, j]) * first[j]
-            factor = _ONE
-            square = dot(y, y, terms)
-            flag = np.uint8(0)
-            if not (square < _SAFE_SQUARE):
-                factor = _UP
-                for j in range(g):
-                    y[j] *= _DOWN
-                square = dot(y, y, terms)
-                if not (square <= _FINITE_MAX):
-                    flag = steps.NONFINITE
-                    square = _ZERO
-                    for j in range(g):
-                        y[j] = _ZERO
-            if is_rotated:
-                transform(y, mixed, width, base, last, lanes)
+            factor, square, flag = prepare(values[group], first, is_rotated, width, base, last, lanes, y, mixed, terms)
             cut = False
             if layout == _FLOAT16:
                 for j in range(g):
                     cut |= steps.store_float16(y[j] * factor, out[group], 2 * j)
                     c[j] = steps.load_float16(out[group], 2 * j)
-                _moments(y, c, factor, terms, moments[group])
+                measure(y, c, factor, terms, moments[group])
             elif layout in (_Q8_0, _Q4_0):
                 for j in range(g):
                     u[j] = y[j] * factor
@@ -119,7 +64,7 @@ def _encode_all(
                     else:
                         position = block * (values_per_block // 2 + 2)
                         cut |= steps.encode_q4_0(u, start, values_per_block, out[group], position, c)
-                _moments(y, c, factor, terms, moments[group])
+                measure(y, c, factor, terms, moments[group])
             else:
                 norm = np.sqrt(square)
                 inverse = _ONE / norm if norm * factor >= steps._F16_TINY else _ZERO
@@ -130,7 +75,7 @@ def _encode_all(
                 stored = steps.corrected_norm(norm * factor, uc, cc, mode)
                 cut = steps.pack_group(indices, stored, layout, bits, values_per_block, planes, out[group])
                 stored = steps.load_float16(out[group], 0)
-                _codebook_moments(y, c, norm, stored, uc, cc, factor, terms, moments[group])
+                codebook_moments(y, c, norm, stored, uc, cc, factor, terms, moments[group])
             if cut:
                 flag |= steps.SATURATED
             flags[group] = flag
@@ -219,45 +164,3 @@ def decode(
         RADIX,
     )
     return out
-
-
-@strict
-def summarise(moments: Any, flags: Any, groups_per_vector: int) -> Any:
-    """Totals over the vectors that runs of groups are, in one pass without temporaries.
-
-    moments (n, 4) and flags (n,) as in EncodedGroups, n a multiple of groups_per_vector
-    Returns (zero_vectors, energy, error, product, decoded_energy, cosine_sum, cosine_min, saturated_vectors,
-    first_nonfinite), the last being the first vector with a group that was not finite, or -1.
-    """
-    zero_vectors, saturated_vectors, first_nonfinite = 0, 0, -1
-    energy, error, product, decoded_energy, cosine_sum, cosine_min = 0.0, 0.0, 0.0, 0.0, 0.0, 1.0
-    for vector in range(moments.shape[0] // groups_per_vector):
-        e, r, p, d, flag = 0.0, 0.0, 0.0, 0.0, np.uint8(0)
-        for group in range(vector * groups_per_vector, (vector + 1) * groups_per_vector):
-            e += moments[group, ENERGY]
-            r += moments[group, ERROR]
-            p += moments[group, DOT]
-            d += moments[group, DECODED_ENERGY]
-            flag |= flags[group]
-        energy, error, product, decoded_energy = energy + e, error + r, product + p, decoded_energy + d
-        if flag & steps.SATURATED:
-            saturated_vectors += 1
-        if flag & steps.NONFINITE and first_nonfinite < 0:
-            first_nonfinite = vector
-        if e == 0.0:
-            zero_vectors += 1
-        else:
-            cosine = p / (np.sqrt(e) * np.sqrt(d)) if d > 0.0 else 0.0
-            cosine_sum += cosine
-            cosine_min = min(cosine_min, cosine)
-    return (
-        zero_vectors,
-        energy,
-        error,
-        product,
-        decoded_energy,
-        cosine_sum,
-        cosine_min,
-        saturated_vectors,
-        first_nonfinite,
-    )

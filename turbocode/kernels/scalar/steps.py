@@ -19,6 +19,7 @@ NONFINITE = np.uint8(2)  # flag of a group: it held a NaN or an infinity and was
 _RAW, _L2, _MSE = np.int64(NormMode.RAW), np.int64(NormMode.L2), np.int64(NormMode.MSE)
 _SPLIT_PLANES, _FLOAT16 = np.int64(Layout.SPLIT_PLANES), np.int64(Layout.FLOAT16)
 _Q8_0, _Q4_0 = np.int64(Layout.Q8_0), np.int64(Layout.Q4_0)
+_PREFIX, _RING = np.int64(Layout.TRELLIS_PREFIX), np.int64(Layout.TRELLIS_RING)
 _F16_MAX, _F16_TINY = np.float32(FLOAT16_MAX), np.float32(FLOAT16_TINY)
 _F16_MAX_PATTERN = np.uint16(0x7BFF)
 _ZERO, _HALF, _ONE = np.float32(0.0), np.float32(0.5), np.float32(1.0)
@@ -288,6 +289,41 @@ def decode_q4_0(block: Any, out: Any) -> None:
 
 
 @strict
+def unpack_path(stored: Any, bits: int, is_ring: bool, mask: Any, states: Any) -> None:
+    """Set states uint32 (g,) to the windows of the stream behind the norm; mask: 2**states_log2 - 1.
+
+    Eight windows lie in bits + 2 bytes; a ring goes on at its beginning.
+    """
+    n_bytes, b, one, eight = np.uint64(stored.shape[0] - 2), np.uint64(bits), np.uint64(1), np.uint64(8)
+    if is_ring and n_bytes < b + np.uint64(2):
+        _unpack_short_ring(stored, bits, mask, states)
+        return
+    p = np.uint64(0)
+    for j in range(np.uint64(0), np.uint64(states.shape[0]), eight):
+        word = np.uint64(0)
+        for byte in range(b + np.uint64(2)):
+            position = p + byte
+            if is_ring and position >= n_bytes:
+                position -= n_bytes
+            word |= np.uint64(stored[np.uint64(2) + position]) << (eight * byte)
+        p += b
+        for lane in range(eight):
+            states[j + lane] = np.uint32((word >> (b * lane)) & np.uint64(mask))
+
+
+@strict
+def _unpack_short_ring(stored: Any, bits: int, mask: Any, states: Any) -> None:
+    """`unpack_path` for rings of fewer bytes than the windows of eight values span."""
+    n_bytes = stored.shape[0] - 2
+    for j in range(states.shape[0]):
+        word = np.uint64(0)
+        for byte in range(4):
+            position = (bits * j // 8 + byte) % n_bytes
+            word |= np.uint64(stored[2 + position]) << np.uint64(8 * byte)
+        states[j] = np.uint32((word >> np.uint64(bits * j % 8)) & np.uint64(mask))
+
+
+@strict
 def dequantize_group(
     stored: Any, layout: int, bits: int, values_per_block: int, centroids: Any, indices: Any, y: Any
 ) -> None:
@@ -306,6 +342,11 @@ def dequantize_group(
         halves = stored.view(np.uint16)
         for j in range(g):
             y[j] = float32_from_float16(halves[j])
+    elif layout in (_PREFIX, _RING):
+        unpack_path(stored, bits, layout == _RING, centroids.shape[0] - 1, indices)
+        norm = load_float16(stored, 0)
+        for j in range(g):
+            y[j] = centroids[indices[j]] * norm
     else:
         norm = unpack_group(stored, layout, bits, values_per_block, indices)
         for j in range(g):

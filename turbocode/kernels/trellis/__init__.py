@@ -1,0 +1,9 @@
+"""Trellis-coded quantization: the path through a bit-shift trellis whose values are nearest to a group; and back.
+
+Importing this package does not import Numba; `reference` and `cpu` are its two implementations.
+"""
+
+from turbocode.kernels.trellis.search import SEARCH_NAMES, Search, SearchKind, parse_search
+from turbocode.kernels.trellis.trellis import Trellis
+
+__all__ = ["SEARCH_NAMES", "Search", "SearchKind", "Trellis", "parse_search"]

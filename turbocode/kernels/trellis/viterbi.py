@@ -1,0 +1,157 @@
+"""The Viterbi algorithm for LANES groups side by side, free or around a ring. Same paths as reference.viterbi.
+
+samples float32 (g, LANES); weights of their squared distances likewise, or None; costs float32 (2**L * LANES,), words int32 (g, n_words * LANES): scratch
+tables float32 (n_phases, 2**L): the table in the order in which step t, of phase t mod n_phases, meets it
+branches: k, 2**k times, as a tuple, whose length compiles the kernel for k
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from turbocode.kernels._cpu import strict
+from turbocode.kernels.trellis.add_compare_select import LANES, add_compare_select
+
+_INFINITY = np.float32(np.inf)
+_ZERO = np.float32(0.0)
+
+
+@strict
+def _place(state: Any, n_steps: int, k: int, length: int) -> Any:
+    """Where the cost of a state lies after n_steps: its bits turned left by k n_steps."""
+    turn = (k * n_steps) % length
+    return ((state << turn) | (state >> (length - turn))) & ((1 << length) - 1)
+
+
+@strict
+def _advance(
+    samples: Any,
+    weights: Any,
+    start: int,
+    count: int,
+    tables: Any,
+    branches: Any,
+    length: int,
+    per_word: Any,
+    costs: Any,
+    words: Any,
+) -> None:
+    """Consume `count` samples of the ring from `start` on; words[i] holds the decisions of step i."""
+    k, g, n_phases = branches[0], samples.shape[0], tables.shape[0]
+    n_words, blocks_per_word = (1 << (length - k)) // per_word[0], per_word[1]
+    phase, t = 0, start
+    for i in range(count):
+        table, word, oldest = tables[phase], words[i], k * phase % length
+        if weights is None:
+            add_compare_select(costs, table, samples[t], None, word, branches, length, oldest, n_words, blocks_per_word)
+        else:
+            add_compare_select(
+                costs, table, samples[t], weights[t], word, branches, length, oldest, n_words, blocks_per_word
+            )
+        phase = phase + 1 if phase + 1 < n_phases else 0
+        t = t + 1 if t + 1 < g else 0
+
+
+@strict
+def _best_states(costs: Any, n_steps: int, k: int, length: int, best: Any, last: Any) -> None:
+    """Set last (LANES,) to the state of least cost, the lowest among equal ones, and best to its cost."""
+    for lane in range(LANES):
+        best[lane] = _INFINITY
+        last[lane] = 0
+    for state in range(1 << length):
+        start = _place(state, n_steps, k, length) * LANES
+        row = costs[start : start + LANES]
+        for lane in range(LANES):
+            is_less = row[lane] < best[lane]
+            best[lane] = row[lane] if is_less else best[lane]
+            last[lane] = state if is_less else last[lane]
+
+
+@strict
+def _trace_back(words: Any, first: int, count: int, k: int, length: int, per_word: Any, last: Any, states: Any) -> None:
+    """Follow the decisions of steps count - 1 down to `first`, from `last` (LANES,), which becomes the state of step first.
+
+    states (count, LANES) : set for the steps passed
+    """
+    share, shift = (1 << (length - k)) - 1, 0
+    while (1 << shift) < per_word[0]:
+        shift += 1
+    in_word, n_states = per_word[0] - 1, (1 << length) - 1
+    for i in range(count - 1, first - 1, -1):
+        oldest, turn = k * i % length, k * (i + 1) % length
+        low_bits = oldest if oldest + k <= length else 0
+        up = oldest + k if oldest + k <= length else oldest + k - length
+        low_mask, row = (1 << low_bits) - 1, words[i]
+        for lane in range(LANES):
+            state = last[lane]
+            states[i, lane] = state
+            if i > first:
+                place = ((state << turn) | (state >> (length - turn))) & n_states
+                group = (((place >> up) << low_bits) | (place & low_mask)) & share
+                word = np.int64(row[(group >> shift) * LANES + lane])
+                branch = (word >> (k * (group & in_word))) & ((1 << k) - 1)
+                last[lane] = ((state & share) << k) | branch
+
+
+@strict
+def search_free(
+    samples: Any,
+    weights: Any,
+    tables: Any,
+    branches: Any,
+    length: int,
+    per_word: Any,
+    costs: Any,
+    words: Any,
+    best: Any,
+    last: Any,
+    states: Any,
+) -> None:
+    """Set states int64 (g, LANES) to the best paths of all; best float32 (LANES,) to their costs."""
+    k, g = branches[0], samples.shape[0]
+    costs[:] = _ZERO
+    _advance(samples, weights, 0, g, tables, branches, length, per_word, costs, words)
+    _best_states(costs, g, k, length, best, last)
+    _trace_back(words, 0, g, k, length, per_word, last, states)
+
+
+@strict
+def search_ring(
+    samples: Any,
+    weights: Any,
+    approach: int,
+    tables: Any,
+    branches: Any,
+    length: int,
+    per_word: Any,
+    costs: Any,
+    words: Any,
+    best: Any,
+    last: Any,
+    states: Any,
+) -> None:
+    """`search_free` for tail-biting paths, as reference.tail_biting; words and states hold 2 * approach steps or more."""
+    k, g = branches[0], samples.shape[0]
+    costs[:] = _ZERO
+    start = g - approach if approach < g else 0
+    _advance(samples, weights, start, 2 * approach, tables, branches, length, per_word, costs, words)
+    _best_states(costs, 2 * approach, k, length, best, last)
+    _trace_back(words, approach - 1, 2 * approach, k, length, per_word, last, states)
+    costs[:] = _INFINITY
+    overlap = np.empty(LANES, np.int64)
+    for lane in range(LANES):
+        overlap[lane] = last[lane] >> k
+        for branch in range(1 << k):
+            costs[((overlap[lane] << k) | branch) * LANES + lane] = _ZERO
+    _advance(samples, weights, 0, g, tables, branches, length, per_word, costs, words)
+    for lane in range(LANES):
+        best[lane] = _INFINITY
+        for branch in range(1 << k):
+            state = (overlap[lane] << k) | branch
+            cost = costs[_place(state, g, k, length) * LANES + lane]
+            if cost < best[lane]:
+                best[lane] = cost
+                last[lane] = state
+    _trace_back(words, 0, g, k, length, per_word, last, states)
