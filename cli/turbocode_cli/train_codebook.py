@@ -20,6 +20,9 @@ from turbocode_cli.options import (
     quiet_option,
 )
 from turbocode_cli.output import emit, number_text, progress, table
+from turbocode_cli.train_trellis import NAMES as TRELLIS_OPTIONS
+from turbocode_cli.train_trellis import TrellisRequest, trellis_options
+from turbocode_cli.train_trellis import run as run_trellis
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,14 +32,17 @@ if TYPE_CHECKING:
 
 _SIDES = {"k": ("keys",), "v": ("values",), "kv": ("keys", "values")}
 _SHOWN_CENTROIDS = 8
+OPTIONS_OF_DUMPS = ("side", "per", "weights", "rotation", "layers", "plot", "nonfinite")
 
 
 @click.command(name="train-codebook")
 @click.argument("dump", type=FILE, required=False)
 @out_option
-@click.option("--bits", type=click.IntRange(1, 8), required=True, help="Bits of an index: 2**bits centroids.")
+@click.option("--bits", type=click.IntRange(1, 8), required=True, help="Bits of an index.")
 @click.option("--density", type=click.Choice(["gaussian", "sphere"]), help="Train for this density, without a DUMP.")
-@click.option("--dimension", type=click.IntRange(2), help="Of the sphere's space: the group size of the format.")
+@click.option(
+    "--dimension", type=click.IntRange(2), help="Group size: of the sphere, or of a trellis's Gaussian groups."
+)
 @click.option("--side", type=click.Choice(list(_SIDES)), default="kv", show_default=True, help="Keys, values or both.")
 @click.option(
     "--per",
@@ -61,6 +67,8 @@ _SHOWN_CENTROIDS = 8
 )
 @layers_option
 @click.option("--plot", type=FILE, metavar="FILE.png", help="Draw the histogram and centroids (the first, if several).")
+@click.option("--report", type=FILE, metavar="FILE.png", help="Draw NMSE per iteration and the distance to Shannon.")
+@trellis_options
 @nonfinite_option
 @max_memory_option
 @force_option
@@ -78,11 +86,14 @@ def command(
     rotation: str,
     layers: tuple[int, ...] | None,
     plot: Path | None,
+    report: Path | None,
+    is_trellis: bool,
     nonfinite: str,
     max_memory: int,
     force: bool,
     as_json: bool,
     quiet: bool,
+    **trellis: Any,
 ) -> None:
     """Compute a codebook for DUMP, or for a --density if none is given.
 
@@ -90,19 +101,34 @@ def command(
     Examples:
       turbocode train-codebook --density gaussian --bits 3 -o gaussian-3.json
       turbocode train-codebook data/tiny-pride.h5 --bits 3 --per layer -o tiny-3.json
+      turbocode train-codebook --trellis --bits 2 --states-log2 6 --report report.png -o trellis2-6.json
     """
-    from turbocode.dumps import write_text_atomically
+    from turbocode.dumps import check_output, write_text_atomically
 
+    if dump is not None and (density or dimension):
+        raise OptionError(f"{dump} is what to train on; --density and --dimension do not go with it")
     if dump is None:
-        _refuse_options_of_dumps()
+        _refuse("is about a dump, and no DUMP is given", OPTIONS_OF_DUMPS)
+    if is_trellis:
+        _refuse("does not go with --trellis", ("per", "plot"))
+        if density == "sphere":
+            raise OptionError("--density sphere is for scalar codebooks; a trellis trains on groups of a Gaussian")
+        shared = (side, weights, rotation, layers, nonfinite, max_memory, force, as_json, quiet, report)
+        run_trellis(TrellisRequest(dump, output, bits, dimension, *shared, trellis))
+        return
+    _refuse("goes with --trellis", TRELLIS_OPTIONS)
+    if report is not None:
+        check_output(report, force, [path for path in (dump,) if path])
+        if report.resolve() in {path.resolve() for path in (output, plot) if path}:
+            raise OptionError(f"--report and another output are both {report}")
+    if dump is None:
         codebook = _from_density(density or "gaussian", dimension, bits)
         write_text_atomically(output, codebook.dumps(), force=force)
+        _draw_report(report, codebook, force)
         document = {"output": output, **codebook.to_json()}
         emit(document, as_json, lambda console: _render(console, output, [_row(codebook)]))
         return
-    if density or dimension:
-        raise OptionError(f"{dump} is what to train on; --density and --dimension do not go with it")
-    from turbocode.dumps import check_output, open_dump
+    from turbocode.dumps import open_dump
     from turbocode.training.dump_codebook import TrainingSpec, codebook_set, train_from_dump
 
     spec = TrainingSpec(bits, _SIDES[side], per, weights, layers, rotation)
@@ -123,15 +149,24 @@ def command(
         from turbocode.evaluation.plots import plot_codebook
 
         plot_codebook(plot, trained[0], force=force, inputs=[dump, output])
+    _draw_report(report, trained[0].codebook, force)
     rows = [_trained_row(entry) for entry in trained]
     emit({"output": output, "codebooks": rows}, as_json, lambda console: _render(console, output, rows))
 
 
-def _refuse_options_of_dumps() -> None:
+def _refuse(why: str, names: tuple[str, ...]) -> None:
     ctx = click.get_current_context()
-    for name in ("side", "per", "weights", "rotation", "layers", "plot", "nonfinite"):
+    for name in names:
         if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
-            raise OptionError(f"--{name} is about a dump, and no DUMP is given")
+            raise OptionError(f"--{name.replace('_', '-')} {why}")
+
+
+def _draw_report(report: Path | None, codebook: Codebook, force: bool) -> None:
+    if report is not None:
+        from turbocode.evaluation.plots import plot_training_report
+        from turbocode.evaluation.rate_distortion import distance_to_shannon
+
+        plot_training_report(report, distance_to_shannon(codebook), force=force)
 
 
 def _from_density(density: str, dimension: int | None, bits: int) -> Codebook:
@@ -158,17 +193,17 @@ def _row(codebook: Codebook) -> dict[str, Any]:
 
 
 def _trained_row(entry: TrainedCodebook) -> dict[str, Any]:
-    from turbocode.codebooks import CODEBOOK_NAMES, load_codebook
+    from turbocode.codebooks import CODEBOOK_NAMES, Codebook, load_codebook
 
-    shipped = f"sphere{entry.training.group_size}-{entry.codebook.bits}"
-    has_shipped = shipped in CODEBOOK_NAMES
+    name = f"sphere{entry.training.group_size}-{entry.codebook.bits}"
+    shipped = load_codebook(name) if name in CODEBOOK_NAMES else None
     return {
         **_row(entry.codebook),
         "layer": entry.scoped.layer,
         "side": entry.scoped.side,
         "head": entry.scoped.head,
         "nmse_holdout": entry.holdout_nmse(),
-        "nmse_holdout_shipped": entry.holdout_nmse(load_codebook(shipped)) if has_shipped else None,
+        "nmse_holdout_shipped": entry.holdout_nmse(shipped) if isinstance(shipped, Codebook) else None,
     }
 
 

@@ -36,11 +36,12 @@ CODEBOOK_NAMES = (*SCALAR_NAMES, *TRELLIS_NAMES)
 
 @functools.cache
 def load_codebook(name: str) -> AnyCodebook:
-    """The shipped codebook `name`, such as gaussian-3, sphere64-4 or trellis3-9. Raises OptionError for an unknown name."""
+    """The shipped codebook `name`, such as gaussian-3, sphere64-4, trellis3-9. OptionError for an unknown name."""
     if name not in CODEBOOK_NAMES:
         near = difflib.get_close_matches(name, CODEBOOK_NAMES, n=1)
         raise OptionError(
-            f"unknown codebook {name!r}; shipped are gaussian-1 to -6, sphere<group>-1 to -6 and {', '.join(TRELLIS_NAMES)}",
+            f"unknown codebook {name!r}; shipped are gaussian-1 to -6, sphere<group>-1 to -6, "
+            + ", ".join(TRELLIS_NAMES),
             hint=f"did you mean {near[0]}?" if near else None,
         )
     text = resources.files(__package__).joinpath("tables", f"{name}.json").read_text(encoding="utf-8")

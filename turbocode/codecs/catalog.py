@@ -10,7 +10,7 @@ from turbocode.codecs.codec import Codec
 from turbocode.codecs.spec import ROTATED_SUFFIX, CodecSpec, parse_codec
 from turbocode.formats import BlockFormat, block_format
 from turbocode.kernels.fwht import rotation_for
-from turbocode.kernels.trellis import Search, parse_search
+from turbocode.kernels.trellis import VITERBI, parse_search
 
 DEFAULT_NORM_MODE = "l2"
 TRELLIS_NORM_MODE = "mse"  # l2 costs a trellis 1 to 8 % of squared error, the more the fewer bits
@@ -45,5 +45,5 @@ def make_codec(
         codebooks = (load_codebook(name),) if layout.has_codebook else ()
     rotation = rotation_for(layout.group_size, kind)
     norm_mode = spec.norm or (TRELLIS_NORM_MODE if layout.is_trellis else DEFAULT_NORM_MODE)
-    search = parse_search(spec.search) if spec.search else Search()
+    search = parse_search(spec.search) if spec.search else VITERBI
     return Codec(spec.name, head_dim, layout, rotation, norm_mode, tuple(codebooks), search, int(spec.gains or 1))

@@ -16,7 +16,7 @@ from turbocode.errors import DataError, OptionError
 from turbocode.formats import BlockFormat, block_format
 from turbocode.kernels.fwht import Rotation, rotation_for
 from turbocode.kernels.scalar import NORM_MODES, NormMode
-from turbocode.kernels.trellis import Search, parse_search
+from turbocode.kernels.trellis import VITERBI, Search, parse_search
 
 if TYPE_CHECKING:
     from turbocode.kernels.group import EncodedGroups
@@ -43,7 +43,7 @@ class Codec:
     rotation: Rotation
     norm_mode: str
     codebooks: tuple[AnyCodebook, ...]
-    search: Search = Search()
+    search: Search = VITERBI
     n_gains: int = 1
 
     def __post_init__(self) -> None:
@@ -200,7 +200,7 @@ def codec_from_description(description: Mapping[str, Any], *, file: str | None =
             rotation_for(layout.group_size, str(description["rotation"])),
             str(description["norm_mode"]),
             tuple(codebook_from_json(codebook, file=file) for codebook in description["codebooks"]),
-            parse_search(str(description["search"])) if layout.is_trellis else Search(),
+            parse_search(str(description["search"])) if layout.is_trellis else VITERBI,
             _gain_count(description["gains"]) if layout.is_trellis else 1,
         )
     except KeyError as error:

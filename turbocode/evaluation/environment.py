@@ -87,6 +87,16 @@ def _describe_gpu() -> dict[str, Any]:
     return found
 
 
+def cuda_problem() -> str | None:
+    """None if Numba can use a GPU here, else one phrase that says what is missing."""
+    gpu = _describe_gpu()
+    if gpu["problem"]:
+        return str(gpu["problem"])
+    if not gpu["devices"]:
+        return "no NVIDIA GPU is visible"
+    return None if _package_version("numba-cuda") else "the package numba-cuda is not installed"
+
+
 def _describe_hdf5() -> dict[str, Any]:
     from turbocode.dumps.hdf5 import h5py
     from turbocode.dumps.storage import FILTER_NAMES

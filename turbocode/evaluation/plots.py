@@ -11,6 +11,7 @@ import numpy as np
 
 from turbocode.dumps import atomic_output
 from turbocode.training.dump_codebook import TrainedCodebook
+from turbocode.training.trellis_codebook import TrainingState
 
 AnyPath = str | os.PathLike[str]
 _DPI = 130
@@ -93,3 +94,67 @@ def plot_error_by_rate(path: AnyPath, rows: Sequence[dict[str, Any]], *, force: 
         axes.legend(loc="upper right")
     figure.suptitle("What coding K and V does to attention")
     _save(figure, path, force)
+
+
+def plot_training_report(
+    path: AnyPath,
+    rates: Sequence[dict[str, Any]],
+    *,
+    training: TrainingState | None = None,
+    autocorrelation: Sequence[float] = (),
+    force: bool = False,
+    inputs: Iterable[AnyPath] = (),
+) -> None:
+    """Write a PNG of the distance to Shannon and, for a trellis, NMSE per iteration and the error's autocorrelation.
+
+    rates : rows of `rate_distortion.distance_to_shannon`
+    autocorrelation : r at lags 0, 1, ...
+    """
+    from matplotlib.figure import Figure
+
+    n_panels = 3 if training else 1
+    figure = Figure(figsize=(6.0 * n_panels, 4.8), dpi=_DPI, layout="constrained")
+    panels = list(figure.subplots(1, n_panels, squeeze=False)[0])
+    _draw_distances(panels[-1], rates)
+    if training:
+        _draw_history(panels[0], training)
+        lags = range(1, len(autocorrelation))
+        panels[1].stem(lags, list(autocorrelation)[1:], basefmt="0.6")
+        reach = 1.3 * max(0.02, *(abs(r) for r in list(autocorrelation)[1:]))
+        panels[1].set(ylim=(-reach, reach), xlabel="lag / coordinates", ylabel="autocorrelation of the coding error")
+        panels[1].set_title("white within 0.01: order of channels does not matter", fontsize=10)
+        panels[1].axhspan(-0.01, 0.01, color="0.9", zorder=0)
+    _save(figure, path, force, inputs)
+
+
+def _draw_history(axes: Any, training: TrainingState) -> None:
+    for restart in sorted({entry["restart"] for entry in training.history}):
+        entries = [entry for entry in training.history if entry["restart"] == restart]
+        x = [entry["iteration"] + 1 for entry in entries]
+        color = f"C{restart % 10}"
+        axes.loglog(x, [entry["nmse_holdout"] for entry in entries], color=color, lw=1.4, label=f"start {restart + 1}")
+        axes.loglog(x, [entry["nmse"] for entry in entries], color=color, lw=0.6, alpha=0.5)
+    axes.axhline(training.best_nmse, color="0.3", lw=0.8, ls=":", label=f"best {training.best_nmse:.5f}")
+    axes.set(xlabel="iteration", ylabel="NMSE (bold: held out, thin: training)")
+    axes.grid(visible=True, which="both", alpha=0.3)
+    axes.legend(loc="upper right", fontsize=8)
+
+
+def _draw_distances(axes: Any, rates: Sequence[dict[str, Any]]) -> None:
+    markers = {"scalar": "s", "entropy-coded scalar": "D", "this codebook": "*"}
+    for label in dict.fromkeys(row["family"] for row in rates):
+        rows = [row for row in rates if row["family"] == label]
+        is_own = label == "this codebook"
+        axes.plot(
+            [row["bits"] for row in rows],
+            [row["shannon_gap_db"] for row in rows],
+            marker=markers.get(label, "o"),
+            ms=13 if is_own else 5,
+            ls="none" if is_own else "-",
+            color="black" if is_own else None,
+            label=label,
+        )
+    axes.set(xlabel="bits of an index", ylabel="dB above the rate-distortion bound of a Gaussian", ylim=(0, None))
+    axes.set_xticks(sorted({row["bits"] for row in rates}))
+    axes.grid(visible=True, alpha=0.3)
+    axes.legend(fontsize=8)

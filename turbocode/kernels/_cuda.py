@@ -1,4 +1,4 @@
-"""The only place that touches Numba's CUDA side: whether there is a device, kernels, arithmetic that is never fused.
+"""The only place that touches Numba's CUDA side: kernels, and arithmetic that is never fused.
 
 In the simulator (NUMBA_ENABLE_CUDASIM=1) the same kernels run as Python.
 """
@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 if not hasattr(np, "row_stack"):
-    np.row_stack = np.vstack  # type: ignore[attr-defined]  # numba-cuda 0.30 asks for it; NumPy 2.5 dropped it
+    np.row_stack = np.vstack  # numba-cuda 0.30 asks for it; NumPy 2.5 dropped it
 
-from numba import config, cuda
+from numba import config
+from numba import cuda as cuda
 
 IS_SIMULATED = bool(config.ENABLE_CUDASIM)
 
@@ -38,26 +39,6 @@ else:
     def multiply(a: Any, b: Any) -> Any:
         """The float32 a * b, rounded on its own."""
         return libdevice.fmul_rn(a, b)
-
-
-def why_unavailable() -> str | None:
-    """None if kernels can run here, else one phrase that says what is missing."""
-    if IS_SIMULATED:
-        return None
-    try:
-        if not cuda.is_available():
-            return "no CUDA device or driver was found"
-    except Exception as error:
-        return f"CUDA could not be started: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-    return None
-
-
-def device_name() -> str:
-    """The name of the current device."""
-    if IS_SIMULATED:
-        return "simulator"
-    name = cuda.get_current_device().name
-    return name.decode() if isinstance(name, bytes) else str(name)
 
 
 def multiprocessors() -> int:

@@ -86,6 +86,7 @@ class TrainedCodebook:
 
     @property
     def codebook(self) -> Codebook:
+        assert isinstance(self.scoped.codebook, Codebook)
         return self.scoped.codebook
 
     def holdout_nmse(self, codebook: Codebook | None = None) -> float | None:

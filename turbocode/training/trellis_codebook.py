@@ -1,4 +1,4 @@
-"""Trellis codebooks by the generalised Lloyd algorithm: search paths, move every value to the mean of what it stands for.
+"""Trellis codebooks by the generalised Lloyd algorithm: search paths, move each value to the mean of what it stood for.
 
 Linde, Buzo, Gray, IEEE Trans. Communications 28 (1980); Stewart, Gray, Linde, IEEE Trans. Communications 30 (1982) for
 trellises. The values begin as random numbers: a start from a scalar codebook stays near the scalar codebook's error.
@@ -88,9 +88,10 @@ class TrellisTrainingSpec:
     def command(self, source: GroupSource) -> str:
         """The command that this is, with the options that decide the result."""
         text = (
-            f"turbocode train-codebook {source.arguments} --trellis --bits {self.bits} --states-log2 {self.states_log2} --ends {self.ends} --seed {self.seed} "
-            f"--restarts {self.restarts} --iterations {self.iterations} --patience {self.patience} "
-            f"--groups {self.groups_per_iteration}"
+            f"turbocode train-codebook {source.arguments} "
+            f"--trellis --bits {self.bits} --states-log2 {self.states_log2} "
+            f"--ends {self.ends} --seed {self.seed} --restarts {self.restarts} --iterations {self.iterations} "
+            f"--patience {self.patience} --groups {self.groups_per_iteration}"
         )
         return text + (" --monotone" if self.is_monotone else "")
 
@@ -240,7 +241,7 @@ def _centroids(
         # A copy, slightly moved, of a value that costs much: it takes over half of that one's samples.
         donors = rng.choice(n_states, n_empty, p=error / error.sum())
         means[~is_used] = means[donors] + 0.01 * rng.standard_normal(n_empty)
-    return (_monotone(means, total, spec) if spec.is_monotone else means), n_empty
+    return (_monotone(means, total.astype(np.float64), spec) if spec.is_monotone else means), n_empty
 
 
 def _monotone(values: NDArray[np.float64], mass: NDArray[np.float64], spec: TrellisTrainingSpec) -> NDArray[np.float64]:

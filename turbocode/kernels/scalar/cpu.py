@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from turbocode.formats.block_format import BlockFormat, Layout
 from turbocode.kernels._cpu import GROUPS_PER_TASK, prange, strict_parallel
-from turbocode.kernels.group import EncodedGroups, codebook_moments, measure, prepare
 from turbocode.kernels.fwht import Rotation
 from turbocode.kernels.fwht.cpu import RADIX, transform
+from turbocode.kernels.group import EncodedGroups, codebook_moments, measure, prepare
 from turbocode.kernels.scalar import steps
 from turbocode.kernels.scalar.norm_mode import NormMode
 from turbocode.kernels.scalar.steps import dot

@@ -294,7 +294,7 @@ def unpack_path(stored: Any, bits: int, is_ring: bool, mask: Any, states: Any) -
 
     Eight windows lie in bits + 2 bytes; a ring goes on at its beginning.
     """
-    n_bytes, b, one, eight = np.uint64(stored.shape[0] - 2), np.uint64(bits), np.uint64(1), np.uint64(8)
+    n_bytes, b, eight = np.uint64(stored.shape[0] - 2), np.uint64(bits), np.uint64(8)
     if is_ring and n_bytes < b + np.uint64(2):
         _unpack_short_ring(stored, bits, mask, states)
         return

@@ -18,7 +18,7 @@ from turbocode.kernels.scalar.norm_mode import NormMode
 from turbocode.kernels.scalar.steps import dot
 from turbocode.kernels.trellis.add_compare_select import DECISIONS_PER_WORD, LANES, UNROLL_LOG2, visiting_order
 from turbocode.kernels.trellis.paths import FREE, search_path, search_path_ring
-from turbocode.kernels.trellis.search import Search, SearchKind
+from turbocode.kernels.trellis.search import VITERBI, Search, SearchKind
 from turbocode.kernels.trellis.trellis import Trellis
 from turbocode.kernels.trellis.viterbi import search_free, search_ring
 
@@ -150,7 +150,7 @@ def encode(
     rotation: Rotation,
     table: NDArray[np.float32],
     mode: NormMode,
-    search: Search = Search(),
+    search: Search = VITERBI,
     n_gains: int = 1,
 ) -> EncodedGroups:
     """Blocks of the groups `values` (n, group_size), C-contiguous float16 or float32, with what the coding cost.

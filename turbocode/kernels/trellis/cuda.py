@@ -1,7 +1,7 @@
-"""The Viterbi algorithm on an NVIDIA GPU, as training needs it: host arrays in, host arrays out, the paths of cpu.viterbi.
+"""The Viterbi algorithm on an NVIDIA GPU, as training needs it: host arrays in, host arrays out, as cpu.viterbi.
 
-A block searches one group after the other. Its costs lie twice in shared memory, read from one and written to the other;
-a thread takes every blockDim-th set of 2**k predecessors, which is also the set of states with one choice of group.
+A block searches one group after the other. Its costs lie twice in shared memory, read from one, written to the other; a
+thread takes every blockDim-th set of 2**k predecessors, which decide for the 2**k states that share their newest bits.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from turbocode.kernels import _cuda
-from turbocode.kernels._cuda import IS_SIMULATED, add, cuda, multiply
+from turbocode.kernels._cuda import add, cuda, multiply
 from turbocode.kernels.trellis.trellis import Trellis
 
 THREADS = 128
@@ -72,12 +72,12 @@ def _kernel(bits: int, states_log2: int, is_ring: bool, is_weighted: bool, threa
                     source, target = target, source
                     cuda.syncthreads()
                 share = (n_states + threads - 1) // threads
-                least, lowest = infinity, 0
+                least, lowest = infinity, np.int32(0)
                 for state in range(me * share, min(n_states, (me + 1) * share)):
                     is_allowed = is_seam or not is_ring or (state >> k) == overlap[0]
                     if is_allowed and cost[source + state] < least:
                         least = cost[source + state]
-                        lowest = state
+                        lowest = np.int32(state)
                 thread_best[me] = least
                 thread_state[me] = lowest
                 cuda.syncthreads()
@@ -130,6 +130,3 @@ def viterbi(
         )
         states[part], costs[part] = found.copy_to_host(), found_costs.copy_to_host()
     return states, costs
-
-
-__all__ = ["IS_SIMULATED", "THREADS", "viterbi"]

@@ -56,8 +56,8 @@ def tail_biting(
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """(states, cost) of a ring found in two passes (QTIP, arXiv 2406.11235, algorithm 4).
 
-    The first runs freely over the last and the first samples and reads the overlap in their middle; the second runs over
-    the whole group between that overlap and itself. `tail_biting_exhaustive` is never worse.
+    The first runs freely over the last and the first samples and reads the overlap in their middle; the second runs
+    over the whole group between that overlap and itself. `tail_biting_exhaustive` is never worse.
     """
     g = np.shape(u)[1]
     approach = trellis.approach(g)

@@ -33,6 +33,9 @@ class Search:
         return f"beam{self.width}" if self.kind is SearchKind.BEAM else self.kind.name.lower()
 
 
+VITERBI = Search()
+
+
 def parse_search(text: str) -> Search:
     """The search that `viterbi`, `greedy`, `multistart` or `beam16` names. Raises OptionError."""
     beam = re.fullmatch(r"beam([1-9][0-9]{0,3})", text, re.ASCII)

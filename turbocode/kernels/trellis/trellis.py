@@ -14,7 +14,7 @@ from turbocode.formats import BlockFormat
 
 @dataclass(frozen=True)
 class Trellis:
-    """bits : k, 1 to 4; states_log2 : L; is_tail_biting : whether the last L - k bits are the first ones of the stream"""
+    """bits : k, 1 to 4; states_log2 : L; is_tail_biting : whether the stream goes on at its beginning"""
 
     bits: int
     states_log2: int

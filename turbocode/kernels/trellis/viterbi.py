@@ -1,6 +1,7 @@
 """The Viterbi algorithm for LANES groups side by side, free or around a ring. Same paths as reference.viterbi.
 
-samples float32 (g, LANES); weights of their squared distances likewise, or None; costs float32 (2**L * LANES,), words int32 (g, n_words * LANES): scratch
+samples float32 (g, LANES); weights of their squared distances likewise, or None
+costs float32 (2**L * LANES,), words int32 (g, n_words * LANES): scratch
 tables float32 (n_phases, 2**L): the table in the order in which step t, of phase t mod n_phases, meets it
 branches: k, 2**k times, as a tuple, whose length compiles the kernel for k
 """
@@ -71,7 +72,7 @@ def _best_states(costs: Any, n_steps: int, k: int, length: int, best: Any, last:
 
 @strict
 def _trace_back(words: Any, first: int, count: int, k: int, length: int, per_word: Any, last: Any, states: Any) -> None:
-    """Follow the decisions of steps count - 1 down to `first`, from `last` (LANES,), which becomes the state of step first.
+    """Follow the decisions from step count - 1 and `last` (LANES,) down to step `first`, whose state `last` becomes.
 
     states (count, LANES) : set for the steps passed
     """
@@ -132,7 +133,7 @@ def search_ring(
     last: Any,
     states: Any,
 ) -> None:
-    """`search_free` for tail-biting paths, as reference.tail_biting; words and states hold 2 * approach steps or more."""
+    """`search_free` around a ring, as reference.tail_biting; words and states hold 2 * approach steps or more."""
     k, g = branches[0], samples.shape[0]
     costs[:] = _ZERO
     start = g - approach if approach < g else 0
