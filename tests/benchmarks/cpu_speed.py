@@ -34,7 +34,10 @@ from turbocode.policies import Recipe
 REPEATS = 9
 HEAD_DIM = 128
 ENCODE_VECTORS = 1 << 17
+TRELLIS_VECTORS = 1 << 14
+SLOWEST = ("trellis2_l12", "trellis3_l12")
 PEER_VECTORS = 20_000
+ATTENDED = ("turbo2", "turbo3", "turbo4", "trellis2", "trellis3", "q4_0_rot", "q8_0", "f16")
 DATA = Path(__file__).parents[2] / "data" / "tiny-pride.h5"
 
 
@@ -45,6 +48,10 @@ def encode_rates() -> dict[str, float]:
     for name in ("turbo2", "turbo3", "turbo4", "q4_0_rot", "q8_0"):
         codec = make_codec(name, HEAD_DIM)
         rates[name] = ENCODE_VECTORS / timed(lambda codec=codec: codec.encode(values), REPEATS)
+    few = values[:TRELLIS_VECTORS]
+    for name in ("turbo1_tcq", "turbo2_tcq", "turbo3_tcq", "trellis1", "trellis2", "trellis3", "trellis4", *SLOWEST):
+        codec = make_codec(name, HEAD_DIM)
+        rates[name] = TRELLIS_VECTORS / timed(lambda codec=codec: codec.encode(few), REPEATS)
     return rates
 
 
@@ -120,7 +127,7 @@ def main() -> None:
             "peer_encode_vectors_per_s": peer_rates(),
             "attention": benchmark_attention(
                 AttentionShape(),
-                [(name, name) for name in ("turbo2", "turbo3", "turbo4", "q4_0_rot", "q8_0", "f16")],
+                [(name, name) for name in ATTENDED],
                 repeats=REPEATS,
                 max_memory=memory_limit() // 2,
             )["codecs"],
@@ -138,8 +145,11 @@ def _show(result: dict[str, Any]) -> None:
         print(f"encode {name:24} {rate / 1e6:8.3f} M vectors/s")
     peers = result["peer_encode_vectors_per_s"]
     for name, rate in peers.items():
-        times = result["encode_vectors_per_s"]["turbo3"] / rate
-        print(f"encode {name:24} {rate / 1e6:8.3f} M vectors/s: turbo3 is {times:.1f} times faster")
+        times = [result["encode_vectors_per_s"][codec] / rate for codec in ("turbo3", "trellis3")]
+        print(
+            f"encode {name:24} {rate / 1e6:8.3f} M vectors/s: turbo3 is {times[0]:.1f}, trellis3 {times[1]:.2f} times "
+            "as fast"
+        )
     if not peers:
         print("encode: no peer package is installed")
     for row in result["attention"]:

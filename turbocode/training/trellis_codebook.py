@@ -31,7 +31,7 @@ _NMSE_DIGITS = 9  # that do not depend on the order of a machine's sums
 
 
 class PathSearch(Protocol):
-    """States int32 (n, g) and costs float32 (n,) of the best paths through u (n, g)."""
+    """States int16 (n, g) and costs float32 (n,) of the best paths through u (n, g)."""
 
     def __call__(
         self,
@@ -40,7 +40,7 @@ class PathSearch(Protocol):
         trellis: Trellis,
         *,
         weights: NDArray[np.float32] | None = None,
-    ) -> tuple[NDArray[np.int32], NDArray[np.float32]]: ...
+    ) -> tuple[NDArray[np.int16], NDArray[np.float32]]: ...
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,7 @@ def _initial_values(spec: TrellisTrainingSpec, restart: int) -> NDArray[np.float
 def _centroids(
     u: NDArray[np.float32],
     weights: NDArray[np.float32] | None,
-    states: NDArray[np.int32],
+    states: NDArray[np.int16],
     values: NDArray[np.float64],
     spec: TrellisTrainingSpec,
     rng: np.random.Generator,

@@ -108,7 +108,7 @@ def viterbi(
     *,
     weights: NDArray[np.float32] | None = None,
     threads: int = THREADS,
-) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+) -> tuple[NDArray[np.int16], NDArray[np.float32]]:
     """(states (n, g), costs (n,)) as cpu.viterbi gives them, bit for bit. Copies to the device and back."""
     u = np.ascontiguousarray(u, dtype=np.float32)
     n, g = u.shape
@@ -118,7 +118,7 @@ def viterbi(
     search = _kernel(trellis.bits, trellis.states_log2, trellis.is_tail_biting, weights is not None, threads)
     choices = cuda.device_array((n_blocks, n_steps, n_sets), np.uint8)
     table_on_device = cuda.to_device(np.ascontiguousarray(table, dtype=np.float32))
-    states, costs = np.empty((n, g), np.int32), np.empty(n, np.float32)
+    states, costs = np.empty((n, g), np.int16), np.empty(n, np.float32)
     for start in range(0, n, _GROUPS_PER_LAUNCH):
         part = slice(start, min(n, start + _GROUPS_PER_LAUNCH))
         u_on_device = cuda.to_device(u[part])

@@ -1,4 +1,4 @@
-"""Cheaper searches than Viterbi's for one group: greedy, multi-start greedy, M-algorithm. Same ends as viterbi.py.
+"""Cheaper searches than Viterbi's: greedy, multi-start greedy, M-algorithm. Same ends of paths as viterbi.py.
 
 On a ring the first search, over the samples around the seam, finds the overlap; then the last symbols may only be those
 that lead back to it. fixed_bits(t) of the newest k bits are already decided at step t.
@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from turbocode.kernels._cpu import strict
+from turbocode.kernels._cpu import prange, strict, strict_parallel
+from turbocode.kernels.trellis.search import SearchKind
+from turbocode.kernels.trellis.viterbi import FREE
 
 _INFINITY = np.float32(np.inf)
 _ZERO = np.float32(0.0)
-FREE = -1  # as overlap: both ends are free
+_GREEDY, _MULTISTART = np.int64(SearchKind.GREEDY), np.int64(SearchKind.MULTISTART)
 
 
 @strict
@@ -118,26 +120,35 @@ def _beam(u: Any, table: Any, k: int, length: int, width: int, overlap: int, sta
 
 
 @strict
-def search_path(
+def _search_path(
     u: Any, table: Any, k: int, length: int, kind: int, width: int, overlap: int, trial: Any, states: Any
 ) -> None:
     """Set states int64 (g,) to a path through u float32 (g,) found as SearchKind `kind` says; trial (g,) is scratch."""
-    if kind == 1:
+    if kind == _GREEDY:
         _greedy_from(u, table, k, length, 0 if overlap == FREE else overlap << k, overlap, states)
-    elif kind == 2:
+    elif kind == _MULTISTART:
         _multistart(u, table, k, length, overlap, trial, states)
     else:
         _beam(u, table, k, length, width, overlap, states)
 
 
-@strict
-def search_path_ring(
-    u: Any, approach: int, table: Any, k: int, length: int, kind: int, width: int, trial: Any, states: Any
-) -> None:
-    """`search_path` around a ring: the overlap comes from a search over the 2 * approach samples around the seam."""
-    g = u.shape[0]
-    around, path = np.empty(2 * approach, np.float32), np.empty(2 * approach, np.int64)
-    for i in range(2 * approach):
-        around[i] = u[(g - approach + i) % g]
-    search_path(around, table, k, length, kind, width, FREE, np.empty(2 * approach, np.int64), path)
-    search_path(u, table, k, length, kind, width, path[approach - 1] >> k, trial, states)
+@strict_parallel
+def search_paths(u: Any, approach: int, table: Any, k: int, length: int, kind: int, width: int, states: Any) -> None:
+    """Set states int16 (n, g) to paths through u float32 (n, g).
+
+    approach : 0 for free ends; else samples on each side of the seam of a ring, searched first for the overlap
+    """
+    n, g = u.shape
+    for group in prange(n):
+        path, trial = np.empty(max(g, 2 * approach), np.int64), np.empty(max(g, 2 * approach), np.int64)
+        line = np.empty(max(g, 2 * approach), np.float32)
+        overlap = FREE
+        for search in range(0 if approach > 0 else 1, 2):
+            start, count = (g - approach, 2 * approach) if search == 0 else (0, g)
+            for i in range(count):
+                line[i] = u[group, (start + i) % g]
+            _search_path(line[:count], table, k, length, kind, width, overlap, trial[:count], path[:count])
+            if search == 0:
+                overlap = path[approach - 1] >> k
+        for j in range(g):
+            states[group, j] = np.int16(path[j])

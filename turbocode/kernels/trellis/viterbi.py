@@ -15,6 +15,7 @@ import numpy as np
 from turbocode.kernels._cpu import strict
 from turbocode.kernels.trellis.add_compare_select import LANES, add_compare_select
 
+FREE = -1  # as overlap: the ends of the path are free
 _INFINITY = np.float32(np.inf)
 _ZERO = np.float32(0.0)
 
@@ -56,8 +57,17 @@ def _advance(
 
 
 @strict
-def _best_states(costs: Any, n_steps: int, k: int, length: int, best: Any, last: Any) -> None:
-    """Set last (LANES,) to the state of least cost, the lowest among equal ones, and best to its cost."""
+def _begin(costs: Any, overlap: Any, k: int) -> None:
+    """Set the costs before the first step: 0 where a path may begin, infinity elsewhere."""
+    for state in range(costs.shape[0] // LANES):
+        for lane in range(LANES):
+            is_allowed = overlap[lane] == FREE or (state >> k) == overlap[lane]
+            costs[state * LANES + lane] = _ZERO if is_allowed else _INFINITY
+
+
+@strict
+def _best_states(costs: Any, n_steps: int, k: int, length: int, overlap: Any, best: Any, last: Any) -> None:
+    """Set last (LANES,) to the allowed state of least cost, the lowest among equal ones, and best to its cost."""
     for lane in range(LANES):
         best[lane] = _INFINITY
         last[lane] = 0
@@ -65,7 +75,8 @@ def _best_states(costs: Any, n_steps: int, k: int, length: int, best: Any, last:
         start = _place(state, n_steps, k, length) * LANES
         row = costs[start : start + LANES]
         for lane in range(LANES):
-            is_less = row[lane] < best[lane]
+            is_allowed = overlap[lane] == FREE or (state >> k) == overlap[lane]
+            is_less = is_allowed and row[lane] < best[lane]
             best[lane] = row[lane] if is_less else best[lane]
             last[lane] = state if is_less else last[lane]
 
@@ -97,29 +108,7 @@ def _trace_back(words: Any, first: int, count: int, k: int, length: int, per_wor
 
 
 @strict
-def search_free(
-    samples: Any,
-    weights: Any,
-    tables: Any,
-    branches: Any,
-    length: int,
-    per_word: Any,
-    costs: Any,
-    words: Any,
-    best: Any,
-    last: Any,
-    states: Any,
-) -> None:
-    """Set states int64 (g, LANES) to the best paths of all; best float32 (LANES,) to their costs."""
-    k, g = branches[0], samples.shape[0]
-    costs[:] = _ZERO
-    _advance(samples, weights, 0, g, tables, branches, length, per_word, costs, words)
-    _best_states(costs, g, k, length, best, last)
-    _trace_back(words, 0, g, k, length, per_word, last, states)
-
-
-@strict
-def search_ring(
+def search_tile(
     samples: Any,
     weights: Any,
     approach: int,
@@ -130,29 +119,22 @@ def search_ring(
     costs: Any,
     words: Any,
     best: Any,
-    last: Any,
     states: Any,
 ) -> None:
-    """`search_free` around a ring, as reference.tail_biting; words and states hold 2 * approach steps or more."""
+    """Set states int64 (steps, LANES) to the best paths, best float32 (LANES,) to their costs.
+
+    approach : 0 for free ends; else samples on each side of the seam of a ring, searched first for the overlap, as
+    reference.tail_biting. words and states have g steps, or 2 * approach if that is more.
+    """
     k, g = branches[0], samples.shape[0]
-    costs[:] = _ZERO
-    start = g - approach if approach < g else 0
-    _advance(samples, weights, start, 2 * approach, tables, branches, length, per_word, costs, words)
-    _best_states(costs, 2 * approach, k, length, best, last)
-    _trace_back(words, approach - 1, 2 * approach, k, length, per_word, last, states)
-    costs[:] = _INFINITY
-    overlap = np.empty(LANES, np.int64)
-    for lane in range(LANES):
-        overlap[lane] = last[lane] >> k
-        for branch in range(1 << k):
-            costs[((overlap[lane] << k) | branch) * LANES + lane] = _ZERO
-    _advance(samples, weights, 0, g, tables, branches, length, per_word, costs, words)
-    for lane in range(LANES):
-        best[lane] = _INFINITY
-        for branch in range(1 << k):
-            state = (overlap[lane] << k) | branch
-            cost = costs[_place(state, g, k, length) * LANES + lane]
-            if cost < best[lane]:
-                best[lane] = cost
-                last[lane] = state
-    _trace_back(words, 0, g, k, length, per_word, last, states)
+    overlap, last = np.full(LANES, FREE), np.zeros(LANES, np.int64)
+    for search in range(0 if approach > 0 else 1, 2):
+        is_seam = search == 0
+        start, count, stop = (g - approach, 2 * approach, approach - 1) if is_seam else (0, g, 0)
+        _begin(costs, overlap, k)
+        _advance(samples, weights, start % g, count, tables, branches, length, per_word, costs, words)
+        _best_states(costs, count, k, length, overlap, best, last)
+        _trace_back(words, stop, count, k, length, per_word, last, states)
+        if is_seam:
+            for lane in range(LANES):
+                overlap[lane] = last[lane] >> k
