@@ -51,11 +51,11 @@ def command(
       turbocode attend benchmark --k turbo3 --v turbo3
       turbocode attend benchmark --batch 2 --tokens 4096 --q-heads 8 --kv-heads 2 --json
     """
-    from turbocode.codecs import CODEC_NAMES, make_codec
+    from turbocode.codecs import STANDARD_CODECS, make_codec
     from turbocode.evaluation.benchmark import AttentionShape, benchmark_attention
 
     shape = AttentionShape(batch, tokens, q_heads, kv_heads, head_dim)
-    pairs = [(k or v or "", v or k or "")] if k or v else _fitting(CODEC_NAMES, head_dim, make_codec)
+    pairs = [(k or v or "", v or k or "")] if k or v else _fitting(STANDARD_CODECS, head_dim, make_codec)
     with progress("benchmark", len(pairs), quiet) as advance:
         result = benchmark_attention(shape, pairs, repeats=repeats, seed=seed, max_memory=max_memory, advance=advance)
     emit(result, as_json, lambda console: _render(console, result))

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 SHIPPED_DUMP = Path("data/tiny-pride.h5")
-CODECS = ("turbo2", "turbo3", "turbo3:rotation=none", "turbo4", "q4_0", "q4_0_rot", "q8_0", "f16")
+CODECS = (
+    *("turbo2", "trellis2", "turbo3", "turbo3:rotation=none", "trellis3", "turbo4", "trellis4"),
+    *("q4_0", "q4_0_rot", "q8_0", "f16"),
+)
 
 
 @click.command(name="demo")

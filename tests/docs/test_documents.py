@@ -70,7 +70,7 @@ def test_python_blocks_of_the_readme_run() -> None:
 
 def test_the_table_of_codecs_is_measured(tmp_path: Path) -> None:
     rows = re.findall(r"^\| `([a-z0-9_:=]+)` \| ([\d.]+) \| ([\d.]+) \| (.*) \|$", README, flags=re.MULTILINE)
-    assert len(rows) == 8
+    assert len(rows) == 11
     with open_dump(ROOT / "data" / "tiny-pride.h5") as dump:
         measured = sweep_codecs(dump, [row[0] for row in rows], tmp_path, max_memory=1 << 30)
     keys = ("nmse_k", "nmse_v", "kl_mean", "kl_median", "kl_p999", "output_error")

@@ -123,7 +123,8 @@ class CompiledCodec:
 
 def prefix_of(codec: Codec) -> str:
     """A prefix that tells a test's codecs apart."""
-    return f"{default_prefix(codec)}_{codec.rotation.kind}_{codec.norm_mode}"
+    gains = f"_g{codec.n_gains}" if codec.n_gains > 1 else ""
+    return f"{default_prefix(codec)}_{codec.rotation.kind}_{codec.norm_mode}{gains}"
 
 
 def mixture(n: int, group_size: int, seed: int = 0) -> NDArray[np.float32]:

@@ -16,7 +16,6 @@ from turbocode.codecs import make_codec
 from turbocode.export import c_header
 from turbocode.kernels.fwht import cpu as fwht
 from turbocode.kernels.fwht import rotation_for
-from turbocode.kernels.scalar import NORM_MODES, NormMode
 from turbocode.kernels.scalar import cpu as scalar
 
 SPECS = [
@@ -31,12 +30,21 @@ SPECS = [
     ("turbo3", 40),
     ("turbo4", 16),
     ("q8_0_rot", 96),
+    *((name, 128) for name in ("turbo1_tcq", "turbo2_tcq", "turbo3_tcq")),
+    *((name, 128) for name in ("trellis1", "trellis2", "trellis3", "trellis4")),
+    *((f"trellis2:norm={norm}", 128) for norm in ("l2", "unbiased", "raw")),
+    ("trellis3:gains=5", 64),
+    ("turbo2_tcq:gains=2,rotation=none", 128),
+    ("trellis3", 80),
+    ("trellis1_l12", 16),
+    ("trellis4_l11", 40),
+    ("trellis2_l12", 128),
     ("f16", 128),
     ("f16:rotation=signed", 80),
 ]
 CODECS = {f"{spec}@{size}": make_codec(spec, size) for spec, size in SPECS}
-N_GROUPS = {"turbo3@128": 100_000}
-N_GROUPS_ELSE = 800
+N_GROUPS = {"turbo3@128": 100_000, "trellis3@128": 800, "turbo2_tcq@128": 1_600, "trellis2_l12@128": 32}
+N_GROUPS_ELSE, N_GROUPS_TRELLIS = 800, 160
 
 
 @pytest.fixture(scope="module", params=[(name, build) for name in COMPILERS for build in BUILDS], ids="-".join)
@@ -52,11 +60,10 @@ def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def test_same_bytes_and_floats(library: ctypes.CDLL, name: str) -> None:
     codec = CODECS[name]
     compiled = CompiledCodec(library, prefix_of(codec), codec)
-    layout, (centroids, boundaries) = codec.block_format, codec.tables()
-    groups = mixture(N_GROUPS.get(name, N_GROUPS_ELSE), layout.group_size)
-    expected = scalar.encode(
-        groups, layout, codec.rotation, centroids, boundaries, NormMode(NORM_MODES[codec.norm_mode])
-    )
+    layout, centroids = codec.block_format, codec.tables()[0]
+    fallback = N_GROUPS_TRELLIS if layout.is_trellis else N_GROUPS_ELSE
+    groups = mixture(N_GROUPS.get(name, fallback), layout.group_size)
+    expected = codec._encode_groups(groups, 0)
     assert {0, 2} <= set((expected.flags & 2).tolist()) and (expected.flags & 1).any()
 
     blocks, flags = compiled.encode(groups)
@@ -75,7 +82,9 @@ def test_same_bytes_and_floats(library: ctypes.CDLL, name: str) -> None:
     assert_same_bits(back, fwht.unrotate(rotated, codec.rotation))
 
 
-@pytest.mark.parametrize("name", ["turbo3@128", "turbo3_0@128", "q8_0@128", "q4_0@128", "f16@128"])
+@pytest.mark.parametrize(
+    "name", ["turbo3@128", "turbo3_0@128", "q8_0@128", "q4_0@128", "f16@128", "turbo3_tcq@128", "trellis2@128"]
+)
 def test_any_bytes_decode_alike(library: ctypes.CDLL, name: str) -> None:
     """Blocks that no encoder wrote, norms of infinity and NaN included; which NaN is left to the processor."""
     codec = CODECS[name]
@@ -100,7 +109,7 @@ def test_no_fused_multiply_add(compiler: str, tmp_path: Path) -> None:
     if platform.machine() != "x86_64":
         pytest.skip("the names of instructions are those of x86-64")
     path = require(compiler)
-    names = ("turbo3@128", "turbo3@96", "q4_0@128", "q8_0_rot@128", "f16:rotation=signed@80")
+    names = ("turbo3@128", "turbo3@96", "q4_0@128", "q8_0_rot@128", "f16:rotation=signed@80", "trellis3@128")
     for name in names:
         (tmp_path / f"{prefix_of(CODECS[name])}.h").write_text(c_header(CODECS[name], prefix=prefix_of(CODECS[name])))
     prefixes = [prefix_of(CODECS[name]) for name in names]

@@ -33,7 +33,7 @@ HOSTILE = (
     '"; #error "',
     "%s%n __attribute__((constructor)) %:include",
 )
-SCALAR_TURBO3 = set(NAMES) - {"base", "base_transposed", "block_check", "float_check"}
+SCALAR_TURBO3 = set(NAMES) - {"base", "base_transposed", "block_check", "float_check", "table", "state", "search"}
 
 
 def hostile_header(text: str, **options: str) -> str:

@@ -4,10 +4,11 @@ from turbocode.codecs.attention import decode_attention, merge_attention
 from turbocode.codecs.catalog import make_codec
 from turbocode.codecs.codec import Codec, codec_from_description
 from turbocode.codecs.report import EncodeReport
-from turbocode.codecs.spec import CODEC_NAMES, CodecSpec, codec_summary, parse_codec
+from turbocode.codecs.spec import CODEC_NAMES, STANDARD_CODECS, CodecSpec, codec_summary, parse_codec
 
 __all__ = [
     "CODEC_NAMES",
+    "STANDARD_CODECS",
     "Codec",
     "CodecSpec",
     "EncodeReport",

@@ -36,6 +36,8 @@ _SUMMARIES = {
     },
 }
 CODEC_NAMES = tuple(_SUMMARIES)
+# Without the variants of trellises with more states, which differ in the table and in the encoder's work alone.
+STANDARD_CODECS = tuple(name for name in CODEC_NAMES if "_l" not in name)
 
 
 def codec_summary(name: str) -> str:

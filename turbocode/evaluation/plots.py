@@ -17,6 +17,12 @@ AnyPath = str | os.PathLike[str]
 _DPI = 130
 _HISTOGRAM_BINS = 1024  # as drawn; the histogram itself is finer
 FLOAT32_NOISE = 1e-6
+# Side of a family's labels, its colour, its legend, and what `_family_of` calls it.
+_FAMILIES = (
+    (-1, "C0", "turbo: scalar, one norm a group", "scalar"),
+    (-1, "C2", "trellis, one norm a group", "trellis"),
+    (1, "C1", "ggml: blocks of 32", "ggml"),
+)
 
 
 def _save(figure: Any, path: AnyPath, force: bool, inputs: Iterable[AnyPath] = ()) -> None:
@@ -62,6 +68,12 @@ def plot_codebook(
     _save(figure, path, force, inputs)
 
 
+def _family_of(codec: str) -> str:
+    if codec.startswith("trellis") or "_tcq" in codec:
+        return "trellis"
+    return "scalar" if codec.startswith("turbo") else "ggml"
+
+
 def plot_error_by_rate(path: AnyPath, rows: Sequence[dict[str, Any]], *, force: bool = False) -> None:
     """Write a PNG of attention error against bits per value, one panel a figure.
 
@@ -74,24 +86,24 @@ def plot_error_by_rate(path: AnyPath, rows: Sequence[dict[str, Any]], *, force: 
     labels = {"kl_mean": "mean KL divergence of attention (nats)", "output_error": "relative error of the output"}
     for axes, (key, label) in zip(figure.subplots(1, 2), labels.items(), strict=True):
         shown = [row for row in rows if row[key] > FLOAT32_NOISE]
-        for is_scalar, color, name in ((True, "C0", "turbo: one norm a group"), (False, "C1", "ggml: blocks of 32")):
-            family = [row for row in shown if row["name"].startswith("turbo") == is_scalar]
+        for side, color, name, members in _FAMILIES:
+            family = [row for row in shown if _family_of(row["name"]) == members]
             bits, errors = [row["bits_per_value"] for row in family], [row[key] for row in family]
             axes.semilogy(bits, errors, "o", color=color, label=name)
             for row in family:
-                # Labels of the two families stand on opposite sides, since their rates are close.
+                # Labels of neighbouring families stand on opposite sides, since their rates are close.
                 axes.annotate(
                     row["name"],
                     (row["bits_per_value"], row[key]),
-                    xytext=(-7, -4) if is_scalar else (7, -2),
+                    xytext=(7 * side, -3),
                     textcoords="offset points",
-                    ha="right" if is_scalar else "left",
+                    ha="right" if side < 0 else "left",
                     fontsize=8,
                 )
         axes.set(xlabel="stored bits per value, everything counted", ylabel=label)
         axes.set_xlim(-0.5, 10.5)
         axes.grid(visible=True, which="major", alpha=0.4)
-        axes.legend(loc="upper right")
+        axes.legend(loc="lower left")
     figure.suptitle("What coding K and V does to attention")
     _save(figure, path, force)
 

@@ -1,4 +1,4 @@
-"""A self-test of about a second: every format encodes and decodes Gaussian groups as well as theory says."""
+"""A self-test of about a second: every format codes Gaussian groups as well as theory, or a measurement, says."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from turbocode.codecs import CODEC_NAMES, make_codec
-from turbocode.kernels.scalar import reference
+from turbocode.codecs import STANDARD_CODECS, make_codec
+from turbocode.kernels.scalar import reference as scalar
+from turbocode.kernels.trellis import reference as trellis
 
 HEAD_DIM = 128
 N_VECTORS = 256
 SEED = 1
-# NMSE on N(0,1): Max 1960's optimal quantizers with the stored norm, ggml's formats as measured; 10 % for the sample.
+# NMSE on N(0,1): Max 1960's optimal quantizers with the stored norm; ggml's formats and trellises as measured on 65,536
+# groups (docs/benchmarks/rate-distortion.md); 10 % for the sample.
 EXPECTED_NMSE = {
     "turbo2": 0.1175,
     "turbo3": 0.0345,
@@ -27,6 +29,13 @@ EXPECTED_NMSE = {
     "q8_0_rot": 2.9e-5,
     "q4_0_rot": 0.0074,
     "f16": 5e-8,
+    "turbo1_tcq": 0.262,
+    "turbo2_tcq": 0.0714,
+    "turbo3_tcq": 0.0186,
+    "trellis1": 0.278,
+    "trellis2": 0.0748,
+    "trellis3": 0.0195,
+    "trellis4": 0.00496,
 }
 NMSE_SLACK = 1.1
 DECODE_TOLERANCE = 1e-5  # largest difference to the float64 reference, for values of about 1
@@ -36,7 +45,7 @@ def run_self_test() -> dict[str, Any]:
     """A JSON object: `ok`, `seconds`, `threading_layer` and a row for each codec with its NMSE and what is wrong."""
     start = time.perf_counter()
     vectors = np.random.default_rng(SEED).standard_normal((N_VECTORS, HEAD_DIM), dtype=np.float32)
-    codecs = [_test_codec(name, vectors) for name in CODEC_NAMES]
+    codecs = [_test_codec(name, vectors) for name in STANDARD_CODECS]
     return {
         "ok": all(row["problem"] is None for row in codecs),
         "seconds": time.perf_counter() - start,
@@ -55,7 +64,10 @@ def _test_codec(name: str, vectors: np.ndarray[Any, Any]) -> dict[str, Any]:
         return {**row, "problem": f"{type(failure).__name__}: {failure}"}
     layout = codec.block_format
     groups = blocks.reshape(-1, layout.bytes_per_group).view(layout.dtype)
-    exact = reference.decode(groups, layout, codec.rotation, codec.tables()[0]).reshape(vectors.shape)
+    if layout.is_trellis:
+        exact = trellis.decode(groups[:, 0], layout, codec.rotation, codec.tables()[0]).reshape(vectors.shape)
+    else:
+        exact = scalar.decode(groups, layout, codec.rotation, codec.tables()[0]).reshape(vectors.shape)
     error = decoded.astype(np.float64) - vectors
     nmse = float((error * error).sum() / (vectors.astype(np.float64) ** 2).sum())
     row.update(bits_per_value=codec.bits_per_value, nmse=nmse)

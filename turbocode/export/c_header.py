@@ -1,10 +1,12 @@
 """A codec as one self-contained C header that gives the same bytes and floats as turbocode.kernels.
 
-The arithmetic is that of kernels/fwht/cpu.py and kernels/scalar/steps.py, operation by operation; templates/ hold it.
+The arithmetic is that of kernels/fwht/cpu.py, kernels/scalar/steps.py and kernels/trellis/, operation by operation;
+templates/ hold it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +17,7 @@ from turbocode.codecs import Codec
 from turbocode.errors import DataError, OptionError
 from turbocode.export.c_text import MAX_IDENTIFIER, c_float, c_ident, environment
 from turbocode.formats.block_format import FLOAT16_TINY
+from turbocode.kernels.trellis import GAINS, VITERBI, Trellis
 
 # What a header may declare, as prefix_NAME.
 NAMES = [
@@ -38,6 +41,9 @@ NAMES = [
     "unrotate",
     "index",
     "pack",
+    "table",
+    "state",
+    "search",
     "value",
     "encode",
     "decode",
@@ -51,6 +57,8 @@ MACROS = [
     "BLOCKS_PER_GROUP",
     "BLOCK_BYTES",
     "GROUP_BYTES",
+    "STATES",
+    "STATES_MASK",
     "SATURATED",
     "NONFINITE",
     "EXACT",
@@ -113,8 +121,42 @@ def c_header(codec: Codec, *, prefix: str | None = None) -> str:
         "down": 2.0**-80,
         "up": 2.0**80,
         "two_pow_112": 2.0**112,
+        "is_trellis": layout.is_trellis,
+        **(_trellis(codec) if layout.is_trellis else {}),
     }
     return environment().get_template("header.h.jinja").render(context)
+
+
+def _trellis(codec: Codec) -> dict[str, Any]:
+    """What the template of trellises needs. Raises OptionError for a search other than Viterbi's."""
+    if codec.search != VITERBI:
+        raise OptionError(
+            f"a header encodes with the Viterbi search only, not with {codec.search}",
+            hint=f"leave search= out of {codec.name}",
+        )
+    layout = codec.block_format
+    trellis = Trellis.of_format(layout)
+    approach = trellis.approach(layout.group_size) if trellis.is_tail_biting else 0
+    choice_bits = {1: 1, 2: 2}.get(layout.bits, 4)
+    n_sets, max_steps = 1 << trellis.overlap_bits, max(layout.group_size, 2 * approach)
+    choice_bytes = max(1, n_sets * choice_bits // 8)
+    return {
+        "states_log2": layout.states_log2,
+        "overlap_bits": trellis.overlap_bits,
+        "n_sets": n_sets,
+        "is_ring": trellis.is_tail_biting,
+        "stream_bytes": -(-layout.stream_bits // 8),
+        "window_bytes": -(-(layout.states_log2 + (8 - math.gcd(8, layout.bits))) // 8),
+        "approach": approach,
+        "seam_start": layout.group_size - approach,
+        "max_steps": max_steps,
+        "choice_bits": choice_bits,
+        "choices_per_byte": 8 // choice_bits,
+        "choice_bytes": choice_bytes,
+        "search_kib": -(-(8 * trellis.n_states + max_steps * choice_bytes) // 1024),
+        "n_gains": codec.n_gains,
+        "gains": [c_float(gain) for gain in GAINS[: codec.n_gains]],
+    }
 
 
 def _check_prefix(prefix: str) -> None:

@@ -3,7 +3,7 @@
 Importing this package does not import Numba; `reference` and `cpu` are its two implementations.
 """
 
-from turbocode.kernels.trellis.search import SEARCH_NAMES, VITERBI, Search, SearchKind, parse_search
+from turbocode.kernels.trellis.search import GAINS, SEARCH_NAMES, VITERBI, Search, SearchKind, parse_search
 from turbocode.kernels.trellis.trellis import Trellis
 
-__all__ = ["SEARCH_NAMES", "VITERBI", "Search", "SearchKind", "Trellis", "parse_search"]
+__all__ = ["GAINS", "SEARCH_NAMES", "VITERBI", "Search", "SearchKind", "Trellis", "parse_search"]

@@ -20,12 +20,10 @@ from turbocode.kernels.scalar import steps
 from turbocode.kernels.scalar.norm_mode import NormMode
 from turbocode.kernels.scalar.steps import dot
 from turbocode.kernels.trellis.add_compare_select import DECISIONS_PER_WORD, LANES, UNROLL_LOG2, visiting_order
-from turbocode.kernels.trellis.search import VITERBI, Search, SearchKind
+from turbocode.kernels.trellis.search import GAINS, VITERBI, Search, SearchKind
 from turbocode.kernels.trellis.trellis import Trellis
 from turbocode.kernels.trellis.viterbi import search_tile
 
-# Scales of a unit vector that are tried in this order; measured in docs/log.md. The stored norm undoes the one taken.
-GAINS = np.array([1.0, 0.97, 1.03, 0.94, 1.06], np.float32)
 MIN_EXTRA_BITS = 3  # the written-out groups of add_compare_select need states_log2 >= bits + this
 _CHUNK_GROUPS = 8192  # whose intermediate values stay in cache
 _ZERO, _ONE = np.float32(0.0), np.float32(1.0)
