@@ -20,6 +20,10 @@ SIZES = {  # name: (block bytes, values a block, bits per value) at head_dim 128
     "q8_0": (34, 32, 8.5),
     "q4_0": (18, 32, 4.5),
     "f16": (256, 128, 16.0),
+    "turbo1_tcq": (20, 128, 1.25),
+    "turbo2_tcq": (36, 128, 2.25),
+    "turbo3_tcq": (52, 128, 3.25),
+    **{name: (2 + 16 * int(name[7]), 128, 0.125 + int(name[7])) for name in FORMAT_NAMES if name.startswith("trellis")},
 }
 
 

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from helpers.compare import assert_within
 
-from turbocode.codecs import CODEC_NAMES, make_codec
+from turbocode.codecs import STANDARD_CODECS, make_codec
 from turbocode.errors import OptionError
 from turbocode.formats import block_format
 from turbocode.kernels.scalar import NORM_MODES, reference
+from turbocode.kernels.trellis import reference as trellis
 
+TRELLISES = [name for name in STANDARD_CODECS if block_format(name.removesuffix("_rot")).is_trellis]
 CASES = json.loads((Path(__file__).parent / "golden" / "golden.json").read_text())
 
 
@@ -39,7 +41,9 @@ def can_store(name: str, group: int) -> bool:
 
 
 def test_every_codec_group_size_and_norm_mode_has_golden_blocks() -> None:
-    wanted = {f"{name}-l2-{g}" for name in CODEC_NAMES for g in (64, 80, 96, 128) if can_store(name, g)}
+    scalar = [name for name in STANDARD_CODECS if name not in TRELLISES]
+    wanted = {f"{name}-l2-{g}" for name in scalar for g in (64, 80, 96, 128) if can_store(name, g)}
+    wanted |= {f"{name}-mse-{g}" for name in TRELLISES for g in (64, 128) if can_store(name, g)}
     wanted |= {f"turbo3-{mode}-{g}" for mode in NORM_MODES for g in (64, 80, 96, 128)}
     assert set(GROUPED) == wanted
     assert min(len(cases) for cases in GROUPED.values()) >= 8
@@ -50,14 +54,21 @@ def test_blocks_and_values_are_the_frozen_ones(cases: list[dict[str, Any]]) -> N
     values = unhex(cases, "values", "<f2")
     blocks, decoded = unhex(cases, "blocks", "u1"), unhex(cases, "decoded", "<f4")
     name, mode = cases[0]["codec"], cases[0]["norm"]
-    codec = make_codec(f"{name}:norm={mode}" if name.startswith("turbo") else name, values.shape[1])
-
+    codec = make_codec(f"{name}:norm={mode}" if name.startswith(("turbo", "trellis")) else name, values.shape[1])
     centroids, boundaries = codec.tables()
+    scale = np.abs(decoded).max(axis=1, keepdims=True)
+    if name in TRELLISES:
+        found = trellis.encode(values, codec.block_format, codec.rotation, centroids, NORM_MODES[mode])
+        np.testing.assert_array_equal(found.view(np.uint8).reshape(len(values), -1), blocks)
+        np.testing.assert_array_equal(codec.encode(values)[0], blocks)
+        again = trellis.decode(found, codec.block_format, codec.rotation, centroids)
+        assert_within(again, decoded, 1e-7 * scale)
+        assert_within(codec.decode(blocks), decoded, 1e-6 * scale)
+        return
     by_reference = reference.encode(values, codec.block_format, codec.rotation, centroids, boundaries, NORM_MODES[mode])
     np.testing.assert_array_equal(by_reference.view(np.uint8).reshape(len(values), -1), blocks)
     np.testing.assert_array_equal(codec.encode(values)[0], blocks)
 
-    scale = np.abs(decoded).max(axis=1, keepdims=True)
     stored = blocks.view(codec.block_format.dtype)
     assert_within(reference.decode(stored, codec.block_format, codec.rotation, centroids), decoded, 1e-7 * scale)
     assert_within(codec.decode(blocks), decoded, 1e-6 * scale)

@@ -10,11 +10,11 @@ import pytest
 from helpers.compare import assert_within, relative_error
 
 from turbocode.codebooks import Codebook
-from turbocode.codecs import CODEC_NAMES, Codec, decode_attention, make_codec, merge_attention
+from turbocode.codecs import STANDARD_CODECS, Codec, decode_attention, make_codec, merge_attention
 from turbocode.errors import OptionError
 from turbocode.kernels.attention import reference
 
-PAIRS = list(zip(CODEC_NAMES, CODEC_NAMES[3:] + CODEC_NAMES[:3], strict=True))
+PAIRS = list(zip(STANDARD_CODECS, STANDARD_CODECS[3:] + STANDARD_CODECS[:3], strict=True))
 
 
 @dataclass

@@ -117,6 +117,53 @@ def encode_turbo(codec: str, x: list[float], mode: str) -> tuple[bytes, list[flo
     return block, unrotate([v * f16(stored) for v in c])
 
 
+def search(u: list[float], table: list[float], bits: int, length: int, overlap: int | None) -> list[int]:
+    """States of the path nearest to u, by the Viterbi algorithm; of equal costs the lowest state."""
+    n_sets, costs, choices = 1 << (length - bits), [], []
+    for s in range(1 << length):
+        costs.append(0.0 if overlap in (None, s >> bits) else math.inf)
+    for x in u:
+        choice = [min(range(1 << bits), key=lambda p, s=s: costs[s << bits | p]) for s in range(n_sets)]
+        best = [costs[s << bits | choice[s]] for s in range(n_sets)]
+        costs = [best[s % n_sets] + (x - table[s]) ** 2 for s in range(1 << length)]
+        choices.append(choice)
+    ends = [s for s in range(1 << length) if overlap in (None, s >> bits)]
+    state = min(ends, key=lambda s: costs[s])
+    path = []
+    for choice in reversed(choices):
+        path.append(state)
+        state = state % n_sets << bits | choice[state % n_sets]
+    return path[::-1]
+
+
+def encode_trellis(codec: str, x: list[float]) -> tuple[bytes, list[float]]:
+    g, is_ring = len(x), codec.startswith("trellis")
+    bits = int(codec[7] if is_ring else codec[5])
+    length = {1: 8, 2: 8, 3: 9, 4: 10}[bits]
+    name = f"{'trellis' if is_ring else 'tcq'}{bits}-{length}"
+    unit = json.loads((TABLES / f"{name}.json").read_text())["values"]
+    table = [f32(value / math.sqrt(g)) for value in unit]
+    norm = math.sqrt(sum(v * v for v in x))
+    u = [v / norm if norm >= 2.0**-24 else 0.0 for v in rotate(x)]
+    if is_ring:
+        a = min(g, 8 * math.ceil(length / bits))
+        seam = search(([*u, *u])[g - a : g + a], table, bits, length, None)
+        path = search(u, table, bits, length, seam[a - 1] >> bits)
+    else:
+        path = search(u, table, bits, length, None)
+    if norm < 2.0**-24:
+        path = [0] * g
+    c = [table[s] for s in path]
+    cc, uc = sum(v * v for v in c), sum(a * b for a, b in zip(u, c, strict=True))
+    stored = norm * uc / cc if norm >= 2.0**-24 and uc > 0 else 0.0
+    digits = "".join(format(s, f"0{length}b")[::-1][:bits] for s in path)
+    if not is_ring:
+        digits += format(path[-1], f"0{length}b")[::-1][bits:]
+    digits += "0" * (-len(digits) % 8)
+    stream = bytes(int(digits[k : k + 8][::-1], 2) for k in range(0, len(digits), 8))
+    return f16_bytes(stored) + stream + (b"" if is_ring else b"\0"), unrotate([v * f16(stored) for v in c])
+
+
 def encode_ggml(codec: str, x: list[float]) -> tuple[bytes, list[float]]:
     y = rotate(x) if codec.endswith("_rot") else x
     block, decoded = b"", []
@@ -202,6 +249,12 @@ def main() -> None:
                     cases.append(
                         {"codec": codec, "norm": mode, "values": half, "blocks": block.hex(), "decoded": single}
                     )
+    trellises = [(f"trellis{bits}", group) for bits in (1, 2, 3, 4) for group in (64, 128)]
+    for codec, group in [*trellises, *((f"turbo{bits}_tcq", 128) for bits in (1, 2, 3))]:
+        for x in vectors(group):
+            block, decoded = encode_trellis(codec, x)
+            half, single = np.array(x, dtype="<f2").tobytes().hex(), np.array(decoded, dtype="<f4").tobytes().hex()
+            cases.append({"codec": codec, "norm": "mse", "values": half, "blocks": block.hex(), "decoded": single})
     Path(__file__).with_name("golden.json").write_text(json.dumps(cases, indent=0) + "\n")
 
 

@@ -125,11 +125,13 @@ def _write_all(
     for task in prange((n_groups + GROUPS_PER_TASK - 1) // GROUPS_PER_TASK):
         c, terms, indices = np.empty(g, np.float32), np.empty(g, np.float32), np.empty(g, np.uint32)
         for group in range(task * GROUPS_PER_TASK, min(n_groups, (task + 1) * GROUPS_PER_TASK)):
+            norm, factor = facts[group, 0], facts[group, 1]
+            if not (norm * factor >= steps._F16_TINY):
+                states[group, :] = 0  # all paths are alike: the one of which every byte is zero
             for j in range(g):
                 state = np.int64(states[group, j])
                 c[j] = table[state]
                 indices[j] = np.uint32(state & ((1 << k) - 1))
-            norm, factor = facts[group, 0], facts[group, 1]
             uc, cc = dot(u[group], c, terms), dot(c, c, terms)
             block = out[group]
             if steps.store_float16(steps.corrected_norm(norm * factor, uc, cc, mode), block, 0):

@@ -88,6 +88,7 @@ def encode(
     u = fwht.rotate(np.divide(x, norm[:, None], where=norm[:, None] > 0, out=np.zeros_like(x)), rotation)
     u[norm < FLOAT16_TINY] = 0.0
     states = (tail_biting if trellis.is_tail_biting else viterbi)(u, table, trellis)[0]
+    states[norm < FLOAT16_TINY] = 0  # all paths are alike: the one of which every byte is zero
     c = np.asarray(table, dtype=np.float64)[states]
     blocks = np.zeros(len(x), dtype=block_format.dtype)
     blocks["norm"] = saturate_float16(stored_norm(norm, u, c, mode))
