@@ -81,7 +81,67 @@ def test_a_trained_codebook_is_used(tmp_path: Path, tiny_pride: Path, capsys: py
         assert quantized.layers[2].side("keys").codec["codebooks"][0]["name"] == "trained-002-keys-3"
 
 
+def test_a_trained_trellis_is_used(tmp_path: Path, tiny_pride: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    book, report, kept = tmp_path / "book.json", tmp_path / "r.png", tmp_path / "kept.json"
+    words = [
+        "train-codebook",
+        tiny_pride,
+        "--trellis",
+        "--bits",
+        2,
+        "--side",
+        "k",
+        "--weights",
+        "queries",
+        "--groups",
+        512,
+    ]
+    words += ["--iterations", 5, "--device", "cpu", "--checkpoint", kept, "--report", report, "-o", book]
+    trained = document(capsys, *words)
+    assert (trained["states_log2"], trained["ends"], len(trained["history"])) == (8, "ring", 5)
+    assert trained["nmse_holdout_shipped"] < trained["nmse_holdout"] < 0.2
+    assert len(trained["error_autocorrelation"]) == 17 and trained["error_autocorrelation"][0] == 1
+    assert report.read_bytes()[:4] == b"\x89PNG"
+    first = book.read_bytes()
+    document(capsys, *words, "--force")  # the checkpoint is that of a finished training: nothing is left to do
+    assert book.read_bytes() == first
+    document(
+        capsys, "quantize", tiny_pride, "-o", tmp_path / "q.h5", "--k", f"trellis2:codebook={book}", "--v", "trellis3"
+    )
+    with open_quantized(tmp_path / "q.h5") as quantized:
+        stored = quantized.layers[2].side("keys").codec
+        assert stored["codebooks"][0]["values"] == json.loads(first)["values"]
+        assert stored["search"] == "viterbi"
+    document(capsys, "verify", tmp_path / "q.h5", "--against", tiny_pride)
+    made = document(capsys, "attend", "compare", tiny_pride, tmp_path / "q.h5")
+    assert made["total"]["kernel_error"] < 1e-5
+
+
+def test_a_report_of_a_scalar_codebook(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = tmp_path / "r.png"
+    document(capsys, "train-codebook", "--bits", 3, "-o", tmp_path / "b.json", "--report", report)
+    assert report.read_bytes()[:4] == b"\x89PNG"
+
+
+TRELLIS = ["train-codebook", "--trellis", "--bits", "2", "-o", "OUT"]
 REFUSED = [
+    (2, "1 to 4 are", ["train-codebook", "--trellis", "--bits", "5", "-o", "OUT"]),
+    (2, "--states-log2 5 to 12", [*TRELLIS, "--states-log2", "4"]),
+    (2, "goes with --trellis", ["train-codebook", "--bits", "2", "--states-log2", "8", "-o", "OUT"]),
+    (2, "goes with --trellis", ["train-codebook", "--bits", "2", "--device", "cpu", "-o", "OUT"]),
+    (2, "--per does not go with --trellis", ["train-codebook", "DUMP", *TRELLIS[1:], "--per", "layer"]),
+    (2, "--side is about a dump", [*TRELLIS, "--side", "k"]),
+    (2, "for scalar codebooks", [*TRELLIS, "--density", "sphere", "--dimension", "64"]),
+    (2, "is not one of auto, cpu, cuda", [*TRELLIS, "--device", "tpu"]),
+    (2, "only --side k", ["train-codebook", "DUMP", *TRELLIS[1:], "--weights", "queries"]),
+    (2, "--weights norm", ["train-codebook", "DUMP", *TRELLIS[1:], "--weights", "norm"]),
+    (2, "must be different", [*TRELLIS, "--report", "OUT"]),
+    (65, "not JSON", [*TRELLIS, "--checkpoint", "GARBAGE", "--device", "cpu"]),
+    (73, "", ["train-codebook", "--trellis", "--bits", "2", "-o", "TAKEN"]),
+    (66, "no such file", ["train-codebook", "absent.h5", *TRELLIS[1:]]),
+    (2, "unknown search", ["quantize", "DUMP", "-o", "OUT", "--k", "trellis3:search=best", "--v", "f16"]),
+    (2, "no trellis", ["quantize", "DUMP", "-o", "OUT", "--k", "turbo3:gains=2", "--v", "f16"]),
+    (2, "Viterbi search only", ["export", "header", "trellis3:search=greedy", "-o", "OUT"]),
     (2, "unknown codec 'turbo7'", ["quantize", "DUMP", "-o", "OUT", "--k", "turbo7", "--v", "turbo3"]),
     (2, "both --k and --v are needed", ["quantize", "DUMP", "-o", "OUT", "--k", "turbo3"]),
     (2, "--recipe and --k/--v", ["quantize", "DUMP", "-o", "OUT", "--k", "turbo3", "--recipe", "r.yaml"]),

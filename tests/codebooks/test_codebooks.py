@@ -9,13 +9,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from turbocode.codebooks import CODEBOOK_NAMES, Codebook, CodebookSet, ScopedCodebook, load_codebook, read_codebook
+from turbocode.codebooks import (
+    CODEBOOK_NAMES,
+    Codebook,
+    CodebookSet,
+    ScopedCodebook,
+    TrellisCodebook,
+    load_codebook,
+    read_codebook,
+)
+from turbocode.codebooks.catalog import SCALAR_NAMES, TRELLIS_NAMES
 from turbocode.errors import DataError, NoInputError, OptionError
 
 GOOD = load_codebook("gaussian-2").to_json()
 
 
-@pytest.mark.parametrize("name", CODEBOOK_NAMES)
+@pytest.mark.parametrize("name", SCALAR_NAMES)
 def test_shipped_codebooks_are_sound(name: str) -> None:
     codebook = load_codebook(name)
     centroids = codebook.centroids
@@ -131,3 +140,82 @@ def test_malformed_sets_are_refused(change: dict[str, Any]) -> None:
     good = CodebookSet((ScopedCodebook(load_codebook("gaussian-2")),)).to_json()
     with pytest.raises(DataError):
         CodebookSet.from_json({**good, **change})
+
+
+TRELLIS = load_codebook("trellis2-8").to_json()
+
+
+def test_names_are_of_either_kind() -> None:
+    assert (*SCALAR_NAMES, *TRELLIS_NAMES) == CODEBOOK_NAMES
+    assert len(TRELLIS_NAMES) == 20
+
+
+@pytest.mark.parametrize("name", TRELLIS_NAMES)
+def test_shipped_trellis_codebooks_are_sound(name: str) -> None:
+    codebook = load_codebook(name)
+    assert isinstance(codebook, TrellisCodebook)
+    family, _, states_log2 = name.partition("-")
+    assert (codebook.name, codebook.bits, codebook.states_log2) == (name, int(family[-1]), int(states_log2))
+    assert codebook.shannon_gap_db == pytest.approx(10 * np.log10(codebook.nmse * 4**codebook.bits))
+    # The reproduction of a Gaussian at distortion D has variance 1 - D and, like it, no mean.
+    assert codebook.values.std() == pytest.approx(1, abs=0.25)
+    assert abs(codebook.values.mean()) < 0.05
+    table, nothing = codebook.for_group(64)
+    assert table.dtype == np.float32 and nothing.size == 0
+    np.testing.assert_allclose(table, codebook.values / 8, rtol=1e-6)
+    ends = "ring" if family.startswith("trellis") else "free"
+    assert f"--ends {ends} --seed 1 " in codebook.provenance["command"]
+    assert codebook.provenance["seed"] == 1
+
+
+def test_trellis_codebooks_survive_json(tmp_path: Path) -> None:
+    codebook = load_codebook("trellis3-9")
+    path = tmp_path / "book.json"
+    path.write_text(codebook.dumps())
+    again = read_codebook(path)
+    assert isinstance(again, TrellisCodebook)
+    assert again.dumps() == codebook.dumps()
+    np.testing.assert_array_equal(again.values, codebook.values)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": "turbocode-other"}, "'format'"),
+        ({"format_version": 2}, "version 2"),
+        ({"name": ""}, "'name'"),
+        ({"bits": 2.0}, "'bits'"),
+        ({"bits": True}, "'bits'"),
+        ({"bits": 5}, "1 to 4"),
+        ({"bits": 0}, "1 to 4"),
+        ({"values": TRELLIS["values"][:-1]}, "power of two"),
+        ({"values": TRELLIS["values"][:16]}, "power of two from 32"),
+        ({"values": TRELLIS["values"] * 32}, "to 4096"),
+        ({"values": [0.0] * 256}, "not all equal"),
+        ({"values": ["1"] * 256}, "list of numbers"),
+        ({"values": [float("nan")] * 256}, "finite"),
+        ({"values": [10**400] * 256}, ""),
+        ({"states_log2": 9}, "8 bits of state"),
+        ({"nmse": 0}, "nmse"),
+        ({"nmse": "0.1"}, "'nmse'"),
+        ({"provenance": []}, "'provenance'"),
+    ],
+)
+def test_damaged_trellis_codebooks_are_named(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    path = tmp_path / "book.json"
+    path.write_text(json.dumps({**TRELLIS, **changes}))
+    with pytest.raises(DataError, match=message) as error:
+        read_codebook(path)
+    assert "\n" not in str(error.value) and str(path) in str(error.value)
+
+
+def test_sets_hold_either_kind(tmp_path: Path) -> None:
+    book = CodebookSet(
+        (ScopedCodebook(load_codebook("trellis2-8"), side="keys"), ScopedCodebook(load_codebook("gaussian-2")))
+    )
+    path = tmp_path / "set.json"
+    path.write_text(json.dumps(book.to_json()))
+    again = read_codebook(path)
+    assert isinstance(again, CodebookSet)
+    assert isinstance(again.select("000", "keys", 0), TrellisCodebook)
+    assert isinstance(again.select("000", "values", 0), Codebook)

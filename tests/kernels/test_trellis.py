@@ -15,6 +15,7 @@ from turbocode.codecs import CODEC_NAMES, Codec, make_codec
 from turbocode.errors import OptionError
 from turbocode.formats import block_format
 from turbocode.formats.packing import pack_path, unpack_path
+from turbocode.kernels.fwht import reference as fwht
 from turbocode.kernels.scalar import NORM_MODES
 from turbocode.kernels.trellis import GAINS, SearchKind, Trellis, cpu, parse_search, reference
 from turbocode.kernels.trellis.add_compare_select import LANES
@@ -108,6 +109,8 @@ def test_weights_count_squared_distances(is_tail_biting: bool, rng: np.random.Ge
     weights = rng.uniform(0.1, 4, u.shape).astype(np.float32)
     states, costs = cpu.viterbi(u, table, trellis, weights=weights)
     assert_within(costs, (weights * np.square(u - table[states])).sum(axis=1), 1e-4)
+    if not is_tail_biting:
+        np.testing.assert_array_equal(states, reference.viterbi(u, table, trellis, weights=weights)[0])
     plain = cpu.viterbi(u, table, trellis)[0]
     assert ((weights * np.square(u - table[plain])).sum(axis=1) >= costs - 1e-4).all()
     assert (plain != states).any()
@@ -181,6 +184,11 @@ def test_sizes_of_blocks(name: str, sizes: dict[int, int]) -> None:
         assert block_format(name, group).group_size == group
 
 
+def assert_close_costs(first: np.ndarray, second: np.ndarray) -> None:
+    np.testing.assert_allclose(first, second, rtol=1e-6)
+    assert len(first) <= 1
+
+
 def encode_both(codec: Codec, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     mode = NORM_MODES[codec.norm_mode]
     table = codec.tables()[0]
@@ -197,7 +205,17 @@ def test_cpu_blocks_are_those_of_the_reference(spec: str, dtype: type, options: 
     x = (rng.standard_normal((19, 128)) * np.exp(rng.standard_normal((19, 1)))).astype(dtype)
     actual, expected = encode_both(codec, x)
     same = (actual["stream"] == expected["stream"]).all(axis=1)
-    assert same.sum() >= 18, "paths differ only where float32 rounding decides between nearly equal ones"
+    norm = np.linalg.norm(x.astype(np.float64), axis=1)[~same, None]
+    u = fwht.rotate(x[~same].astype(np.float64), codec.rotation) / norm
+    costs = [
+        np.square(
+            u
+            - reference.dequantize(b[~same], codec.block_format, codec.tables()[0])
+            / b[~same]["norm"].astype(np.float64)[:, None]
+        ).sum(axis=1)
+        for b in (actual, expected)
+    ]
+    assert_close_costs(*costs)  # paths differ only where float32 rounding decides between nearly equal ones
     ulps = np.abs(actual["norm"].view(np.int16).astype(int) - expected["norm"].view(np.int16))
     assert ulps[same].max() <= 1
 
@@ -284,7 +302,7 @@ def test_encoding_again_changes_hardly_a_path(name: str, rng: np.random.Generato
     first, _ = codec.encode(rng.standard_normal((512, 128)))
     again, _ = codec.encode(codec.decode(first))
     stream = slice(2, None)
-    assert (first[:, stream] == again[:, stream]).all(axis=1).mean() > 0.97
+    assert (first[:, stream] == again[:, stream]).all(axis=1).mean() > 0.99
 
 
 @pytest.mark.parametrize("name", ["trellis1", "turbo2_tcq", "trellis3"])

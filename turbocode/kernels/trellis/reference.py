@@ -21,10 +21,12 @@ def viterbi(
     table: NDArray[Any],
     trellis: Trellis,
     overlap: NDArray[np.int64] | None = None,
+    weights: NDArray[Any] | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """(states (n, g), cost (n,)): the path whose table values have the least squared distance from u (n, g).
 
-    overlap (n,) : the L - k bits that the first and the last state share; None leaves both ends free.
+    overlap (n,) : the L - k bits that the first and the last state share; None leaves both ends free
+    weights (n, g) : factors of the squared distances; None for one
     Among equal costs the lowest predecessor, and the lowest last state, wins (Forney, Proc. IEEE 61, 1973).
     """
     u, table = np.asarray(u, dtype=np.float64), np.asarray(table, dtype=np.float64)
@@ -37,7 +39,10 @@ def viterbi(
     for t in range(g):
         choice[t] = cost.argmin(axis=2)
         arrived = np.tile(cost.min(axis=2), (1, 1 << k))  # state s comes from group s mod 2**(L - k)
-        cost = (arrived + (u[:, t, None] - table) ** 2).reshape(n, 1 << rest, 1 << k)
+        square = (u[:, t, None] - table) ** 2
+        if weights is not None:
+            square *= np.asarray(weights)[:, t, None]
+        cost = (arrived + square).reshape(n, 1 << rest, 1 << k)
     if overlap is not None:
         cost[np.arange(1 << rest) != np.asarray(overlap)[:, None]] = np.inf
     flat, row = cost.reshape(n, -1), np.arange(n)
