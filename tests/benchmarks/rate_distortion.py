@@ -106,6 +106,7 @@ def ring_rows(n_groups: int = 512) -> list[dict[str, Any]]:
         table = codec.codebooks[0].for_group(1)[0]
         costs = {
             "two_pass": cpu.viterbi(u, table, trellis)[1],
+            "training_approach": cpu.viterbi(u, table, trellis, approach=trellis.approach(GROUP, 8))[1],
             "whole_ring_first": cpu.viterbi(u, table, trellis, approach=GROUP)[1],
         }
         count = 64 if trellis.overlap_bits > 6 else n_groups

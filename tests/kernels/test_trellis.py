@@ -65,7 +65,7 @@ def test_the_two_pass_search_loses_little(rng: np.random.Generator) -> None:
     trellis, table = Trellis(2, 6, True), rng.standard_normal(64)
     u = rng.standard_normal((400, 128))
     exact = reference.tail_biting_exhaustive(u, table, trellis)[1]
-    assert 1.0 <= reference.tail_biting(u, table, trellis)[1].mean() / exact.mean() < 1.004
+    assert 1.0 <= reference.tail_biting(u, table, trellis)[1].mean() / exact.mean() < 1.01
 
 
 CASES = [
@@ -122,10 +122,10 @@ def test_a_longer_approach_is_never_worse_on_average(rng: np.random.Generator) -
     trellis, table = Trellis(2, 8, True), rng.standard_normal(256).astype(np.float32)
     u = rng.standard_normal((2048, 128)).astype(np.float32)
     costs = [
-        cpu.viterbi(u, table, trellis, approach=approach)[1].mean() for approach in (4, 16, trellis.approach(128), 128)
+        cpu.viterbi(u, table, trellis, approach=approach)[1].mean() for approach in (4, 12, trellis.approach(128), 128)
     ]
     assert costs == sorted(costs, reverse=True)
-    assert costs[2] < 1.006 * costs[3]
+    assert costs[2] < 1.015 * costs[3]
 
 
 def digits_of_path(states: np.ndarray, k: int, length: int, ring: bool) -> str:

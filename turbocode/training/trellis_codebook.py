@@ -27,6 +27,7 @@ _MIN_GROUPS, _MAX_GROUPS = 4096, 32768
 _RELATIVE_GAIN = 1e-4  # of the held-out NMSE that counts as better
 _DECIMALS = 6  # of the values that are kept, in standard deviations
 _INITIAL_STREAM = 2
+_CONSTRAINT_LENGTHS = 8  # of the approach to a ring's seam: more than encoders take, as training has the time
 _NMSE_DIGITS = 9  # that do not depend on the order of a machine's sums
 
 
@@ -40,6 +41,7 @@ class PathSearch(Protocol):
         trellis: Trellis,
         *,
         weights: NDArray[np.float32] | None = None,
+        approach: int | None = None,
     ) -> tuple[NDArray[np.int16], NDArray[np.float32]]: ...
 
 
@@ -153,13 +155,14 @@ def train_trellis(
     """
     state = state or TrainingState()
     trellis, holdout = spec.trellis, source.holdout()
+    approach = trellis.approach(source.group_size, _CONSTRAINT_LENGTHS)
     while state.restart < spec.restarts:
         if state.values is None:
             state.values = _initial_values(spec, state.restart).tolist()
             state.start_nmse, state.stalled = math.inf, 0
         values = np.asarray(state.values)
         u, weights = source.batch(spec.seed, state.restart, state.iteration, spec.groups_per_iteration)
-        states, costs = viterbi(u, values.astype(np.float32), trellis, weights=weights)
+        states, costs = viterbi(u, values.astype(np.float32), trellis, weights=weights, approach=approach)
         rng = np.random.default_rng((_INITIAL_STREAM, spec.seed, state.restart, state.iteration + 1))
         values, empty = _centroids(u, weights, states, values, spec, rng)
         values = np.round(values, _DECIMALS)
@@ -204,7 +207,8 @@ def train_trellis(
 def nmse_of(values: NDArray[np.float64], groups: Batch, trellis: Trellis, viterbi: PathSearch) -> float:
     """(Weighted) squared error over energy of groups of norm sqrt(g), searched exactly, at gain 1."""
     u, weights = groups
-    _, costs = viterbi(u, values.astype(np.float32), trellis, weights=weights)
+    approach = trellis.approach(u.shape[1], _CONSTRAINT_LENGTHS)
+    _, costs = viterbi(u, values.astype(np.float32), trellis, weights=weights, approach=approach)
     return round(float(costs.sum(dtype=np.float64) / _energy(u, weights)), _NMSE_DIGITS)
 
 

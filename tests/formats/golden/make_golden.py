@@ -146,7 +146,7 @@ def encode_trellis(codec: str, x: list[float]) -> tuple[bytes, list[float]]:
     norm = math.sqrt(sum(v * v for v in x))
     u = [v / norm if norm >= 2.0**-24 else 0.0 for v in rotate(x)]
     if is_ring:
-        a = min(g, 8 * math.ceil(length / bits))
+        a = min(g, 5 * math.ceil(length / bits))
         seam = search(([*u, *u])[g - a : g + a], table, bits, length, None)
         path = search(u, table, bits, length, seam[a - 1] >> bits)
     else:

@@ -107,13 +107,14 @@ def viterbi(
     trellis: Trellis,
     *,
     weights: NDArray[np.float32] | None = None,
+    approach: int | None = None,
     threads: int = THREADS,
 ) -> tuple[NDArray[np.int16], NDArray[np.float32]]:
     """(states (n, g), costs (n,)) as cpu.viterbi gives them, bit for bit. Copies to the device and back."""
     u = np.ascontiguousarray(u, dtype=np.float32)
     n, g = u.shape
-    approach = trellis.approach(g) if trellis.is_tail_biting else 0
-    n_steps, n_sets = max(g, 2 * approach), 1 << trellis.overlap_bits
+    taken = (approach or trellis.approach(g)) if trellis.is_tail_biting else 0
+    n_steps, n_sets = max(g, 2 * taken), 1 << trellis.overlap_bits
     n_blocks = min(n, _cuda.multiprocessors() * _BLOCKS_PER_MULTIPROCESSOR, _MAX_SCRATCH_BYTES // (n_steps * n_sets))
     search = _kernel(trellis.bits, trellis.states_log2, trellis.is_tail_biting, weights is not None, threads)
     choices = cuda.device_array((n_blocks, n_steps, n_sets), np.uint8)
@@ -125,8 +126,6 @@ def viterbi(
         weights_on_device = u_on_device if weights is None else cuda.to_device(np.float32(weights[part]))
         found = cuda.device_array(u_on_device.shape, np.int16)
         found_costs = cuda.device_array(len(u_on_device), np.float32)
-        search[n_blocks, threads](
-            u_on_device, weights_on_device, table_on_device, approach, choices, found, found_costs
-        )
+        search[n_blocks, threads](u_on_device, weights_on_device, table_on_device, taken, choices, found, found_costs)
         states[part], costs[part] = found.copy_to_host(), found_costs.copy_to_host()
     return states, costs

@@ -34,13 +34,10 @@ class Trellis:
         """L - k: bits that a state shares with the next one."""
         return self.states_log2 - self.bits
 
-    def approach(self, group_size: int) -> int:
+    def approach(self, group_size: int, constraint_lengths: int = 5) -> int:
         """Samples on each side of the ring's seam that the search for its overlap looks at, at most group_size.
 
-        The survivors of the Viterbi algorithm agree on a state about five constraint lengths L / k back; what a shorter
-        approach costs is in docs/log.md.
+        The survivors of the Viterbi algorithm agree on a state about five constraint lengths L / k back; what more of
+        them would gain is in docs/benchmarks/rate-distortion.md.
         """
-        return min(group_size, APPROACH_LENGTHS * -(-self.states_log2 // self.bits))
-
-
-APPROACH_LENGTHS = 8
+        return min(group_size, constraint_lengths * -(-self.states_log2 // self.bits))
