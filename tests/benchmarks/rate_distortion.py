@@ -69,7 +69,7 @@ def dump_rows(path: Path) -> list[dict[str, Any]]:
     """What coding all keys and all values of a dump does to them and to attention (packed kernels)."""
     rows = []
     with open_dump(path) as dump:
-        for name in (*SCALAR, *FORKS, *RINGS, *LARGEST):
+        for name in (*SCALAR, *FORKS, *RINGS):
             source = EncodedNow(plan_quantize(dump, Recipe(k=name, v=name)))
             result = compare_attention(dump, source, max_memory=memory_limit() // 4)
             layers, total = result["layers"], result["total"]

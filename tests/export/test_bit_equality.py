@@ -13,6 +13,7 @@ import pytest
 from export.headers import BUILDS, COMPILERS, CompiledCodec, build_library, compile_c, mixture, prefix_of, require
 
 from turbocode.codecs import make_codec
+from turbocode.errors import OptionError
 from turbocode.export import c_header
 from turbocode.kernels.fwht import cpu as fwht
 from turbocode.kernels.fwht import rotation_for
@@ -96,6 +97,11 @@ def test_any_bytes_decode_alike(library: ctypes.CDLL, name: str) -> None:
     assert is_nan.any()
     np.testing.assert_array_equal(np.isnan(rotated), is_nan)
     np.testing.assert_array_equal(rotated[~is_nan].view(np.uint32), expected[~is_nan].view(np.uint32))
+
+
+def test_a_header_holds_the_viterbi_search_only() -> None:
+    with pytest.raises(OptionError, match="Viterbi search only"):
+        c_header(make_codec("trellis3:search=greedy", 128))
 
 
 def assert_same_bits(found: np.ndarray, expected: np.ndarray) -> None:
