@@ -101,7 +101,7 @@ def command(
     Examples:
       turbocode train-codebook --density gaussian --bits 3 -o gaussian-3.json
       turbocode train-codebook data/tiny-pride.h5 --bits 3 --per layer -o tiny-3.json
-      turbocode train-codebook --trellis --bits 2 --states-log2 6 --report report.png -o trellis2-6.json
+      turbocode train-codebook --trellis --bits 2 --report report.png -o trellis2.json
     """
     from turbocode.dumps import check_output, write_text_atomically
 

@@ -35,7 +35,7 @@ def test_demo_does_the_main_job(tmp_path: Path) -> None:
 def test_demo_prints_one_document(tmp_path: Path) -> None:
     run = demo(tmp_path, "--json", "--quiet")
     assert run.returncode == 0, run.stderr
-    assert len(json.loads(run.stdout)["codecs"]) == 8
+    assert len(json.loads(run.stdout)["codecs"]) == 11
 
 
 def test_demo_outside_a_checkout_says_what_to_do(tmp_path: Path) -> None:
