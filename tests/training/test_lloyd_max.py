@@ -12,7 +12,7 @@ import pytest
 from helpers.compare import assert_within
 from scipy import integrate
 
-from turbocode.codebooks import CODEBOOK_NAMES
+from turbocode.codebooks import SCALAR_NAMES
 from turbocode.errors import OptionError
 from turbocode.training.densities import Density, Gaussian, SphereCoordinate
 from turbocode.training.lloyd_max import lloyd_max
@@ -144,7 +144,7 @@ def test_what_is_not_possible_is_refused() -> None:
         SphereCoordinate(1)
 
 
-@pytest.mark.parametrize("name", CODEBOOK_NAMES)
+@pytest.mark.parametrize("name", SCALAR_NAMES)
 def test_the_command_in_its_provenance_makes_the_shipped_table(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
