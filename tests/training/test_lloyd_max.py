@@ -12,7 +12,7 @@ import pytest
 from helpers.compare import assert_within
 from scipy import integrate
 
-from turbocode.codebooks import SCALAR_NAMES
+from turbocode.codebooks.catalog import SCALAR_NAMES
 from turbocode.errors import OptionError
 from turbocode.training.densities import Density, Gaussian, SphereCoordinate
 from turbocode.training.lloyd_max import lloyd_max
