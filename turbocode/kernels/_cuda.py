@@ -1,46 +1,134 @@
-"""The only place that touches Numba's CUDA side: kernels, and arithmetic that is never fused.
+"""The only place that touches Numba's CUDA side: decorators, compilation, addresses; and the simulator's answers to them.
 
 In the simulator (NUMBA_ENABLE_CUDASIM=1) the same kernels run as Python.
 """
 
 from __future__ import annotations
 
+import functools
+import os
 from typing import Any
 
 import numpy as np
 
 if not hasattr(np, "row_stack"):
     np.row_stack = np.vstack  # numba-cuda 0.30 asks for it; NumPy 2.5 dropped it
+os.environ.setdefault("NUMBA_CUDA_LOW_OCCUPANCY_WARNINGS", "0")
 
 from numba import config
-from numba import cuda as cuda
 
 IS_SIMULATED = bool(config.ENABLE_CUDASIM)
 
+
+class Address:
+    """Where a simulated kernel reads and writes: bytes of an array from an offset on."""
+
+    __slots__ = ("memory", "offset")
+
+    def __init__(self, memory: Any, offset: int = 0) -> None:
+        self.memory, self.offset = memory, offset
+
+    @classmethod
+    def of(cls, array: Any, index: Any = 0) -> Address:
+        """The address of element `index` of a C-contiguous array."""
+        return cls(array.reshape(-1).view(np.uint8), int(index) * array.itemsize)
+
+    def __add__(self, n_bytes: Any) -> Address:
+        return Address(self.memory, self.offset + int(n_bytes))
+
+    __radd__ = __add__
+
+    def _part(self, dtype: Any, count: int) -> Any:
+        size = np.dtype(dtype).itemsize * count
+        if self.offset < 0 or self.offset + size > len(self.memory):
+            raise IndexError(f"bytes {self.offset} to {self.offset + size} of an array of {len(self.memory)}")
+        if (self.memory.ctypes.data + self.offset) % size:
+            raise IndexError(f"address is no multiple of the {size} bytes read or written at once")
+        return self.memory[self.offset : self.offset + size].view(dtype)
+
+    def read(self, dtype: Any, count: int) -> Any:
+        """`count` values of `dtype`."""
+        return self._part(dtype, count)
+
+    def write(self, dtype: Any, values: Any) -> None:
+        """Store `values` as `dtype`."""
+        self._part(dtype, len(values))[:] = values
+
+
 if IS_SIMULATED:
+    from turbocode.kernels import _simulator
+    from turbocode.kernels._simulator import collective as collective
+    from turbocode.kernels._simulator import cuda as cuda
+    from turbocode.kernels._simulator import types as types
 
-    def add(a: Any, b: Any) -> Any:
-        """The float32 a + b, rounded on its own."""
-        return np.float32(a) + np.float32(b)
+    def kernel(**options: Any) -> Any:
+        """Decorator of kernels; compiler options mean nothing here."""
+        return _simulator.Kernel
 
-    def multiply(a: Any, b: Any) -> Any:
-        """The float32 a * b, rounded on its own."""
-        return np.float32(a) * np.float32(b)
+    def device(function: Any) -> Any:
+        """Decorator of functions that kernels call."""
+        return function
+
+    def shared_address(array: Any, index: Any) -> Address:
+        """The address of a shared array's element."""
+        return Address.of(array, index)
+
+    def at(address: Any, offset: Any) -> Address:
+        """The shared address `offset` bytes on."""
+        return address + offset
 
 else:
-    from numba.cuda import libdevice
+    from llvmlite import ir
+    from numba import cuda as cuda
+    from numba.core import types as types
+    from numba.cuda.extending import intrinsic
 
-    @cuda.jit(device=True, inline=True)
-    def add(a: Any, b: Any) -> Any:
-        """The float32 a + b, rounded on its own: the compiler does not make it part of a multiply-add."""
-        return libdevice.fadd_rn(a, b)
+    collective: Any = None
 
-    @cuda.jit(device=True, inline=True)
-    def multiply(a: Any, b: Any) -> Any:
-        """The float32 a * b, rounded on its own."""
-        return libdevice.fmul_rn(a, b)
+    def kernel(**options: Any) -> Any:
+        """Decorator of kernels, whose arguments are all uint64: addresses and counts."""
+
+        def decorate(function: Any) -> Any:
+            return cuda.jit(**options)(function)
+
+        return decorate
+
+    device = cuda.jit(device=True)
+
+    @intrinsic
+    def shared_address(typingctx: Any, array: Any, index: Any) -> Any:
+        """The uint32 address, in shared memory, of element `index` of a shared array."""
+
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            from numba.cuda.np.arrayobj import make_array
+
+            data = make_array(signature.args[0])(context, builder, args[0]).data
+            position = context.cast(builder, args[1], signature.args[1], types.intp)
+            pointer = builder.gep(data, [position])
+            shared = builder.addrspacecast(pointer, pointer.type.pointee.as_pointer(addrspace=3))
+            return builder.ptrtoint(shared, ir.IntType(32))
+
+        return types.uint32(array, index), generate
+
+    @device
+    def at(address: Any, offset: Any) -> Any:
+        """The shared address `offset` bytes on."""
+        return types.uint32(types.uint32(address) + types.uint32(offset))
 
 
 def multiprocessors() -> int:
     """Streaming multiprocessors of the current device."""
     return 1 if IS_SIMULATED else int(cuda.get_current_device().MULTIPROCESSOR_COUNT)
+
+
+@functools.cache
+def signature(n_args: int) -> Any:
+    """The types of a kernel's arguments."""
+    return (types.uint64,) * n_args
+
+
+def load_kernel(dispatcher: Any, n_args: int, device_number: int) -> Any:
+    """The cuda.core kernel of a decorated function, compiled for the device and loaded there."""
+    with cuda.gpus[device_number]:
+        compiled = dispatcher.compile(signature(n_args))
+        return compiled._codelibrary.get_cufunc().kernel

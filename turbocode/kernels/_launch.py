@@ -1,0 +1,217 @@
+"""From a Python call to a running kernel in microseconds: arrays as pointers, kernels compiled once, no hidden copies.
+
+Arrays may be those of torch, CuPy or numba-cuda, or anything with `__cuda_array_interface__` (version 3) or DLPack. The
+stream is the caller's: the current one of torch or CuPy for their arrays, the default stream else, or what is given.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from turbocode.errors import OptionError
+from turbocode.kernels._cuda import IS_SIMULATED, Address, load_kernel
+
+INSTALL_HINT = "pip install 'turbocode[cu13]' (CUDA 13 drivers) or 'turbocode[cu12]'"
+_ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "uint8": 1, "int32": 4}
+_TYPESTR = {"<f2": "float16", "<f4": "float32", "|u1": "uint8", "<i4": "int32"}
+_DLPACK_CUDA = 2
+
+
+@dataclass(slots=True)
+class DeviceArray:
+    """pointer : an address on the GPU (an Address in the simulator); strides : in bytes; stream : the owner's current one
+
+    dtype : float16, bfloat16, float32, uint8 or int32
+    """
+
+    pointer: Any
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: str
+    device: int
+    stream: int
+    owner: Any
+
+
+def device_array(array: Any) -> DeviceArray:
+    """The array as pointer, shape and strides. Raises OptionError for host arrays and for dtypes not known here."""
+    if isinstance(array, DeviceArray):
+        return array
+    library = type(array).__module__.partition(".")[0]
+    if library == "torch":
+        return _from_torch(array)
+    if IS_SIMULATED and isinstance(array, np.ndarray):
+        return _simulated(array)
+    if hasattr(array, "__cuda_array_interface__"):
+        return _from_interface(array, library)
+    if hasattr(array, "__dlpack_device__") and array.__dlpack_device__()[0] == _DLPACK_CUDA:
+        return _from_dlpack(array)
+    raise OptionError(
+        f"{type(array).__module__}.{type(array).__qualname__} is not in GPU memory; functions of the GPU take arrays "
+        "that are, and copy nothing",
+        hint="copy it first, for example with torch.as_tensor(array, device='cuda'), or use device='cpu'",
+    )
+
+
+@functools.cache
+def _torch_dtypes() -> dict[Any, tuple[str, int]]:
+    torch = sys.modules["torch"]
+    return {getattr(torch, name): (name, size) for name, size in _ITEM_BYTES.items()}
+
+
+def _from_torch(tensor: Any) -> DeviceArray:
+    found = _torch_dtypes().get(tensor.dtype)
+    device = tensor.device
+    if device.type != "cuda":
+        raise OptionError(
+            f"the tensor is on {device}; functions of the GPU take tensors on cuda, and copy nothing",
+            hint="copy it first with tensor.cuda(), or use device='cpu'",
+        )
+    if found is None:
+        raise _wrong_dtype(tensor.dtype)
+    name, size = found
+    stream = sys.modules["torch"].cuda.current_stream(device).cuda_stream
+    strides = tuple([size * s for s in tensor.stride()])
+    return DeviceArray(tensor.data_ptr(), tuple(tensor.shape), strides, name, device.index, stream, tensor)
+
+
+def _wrong_dtype(dtype: Any) -> OptionError:
+    return OptionError(f"an array of {dtype} on the GPU; allowed are {', '.join(_ITEM_BYTES)}")
+
+
+def _contiguous_strides(shape: tuple[int, ...], size: int) -> tuple[int, ...]:
+    strides = []
+    for n in reversed(shape):
+        strides.append(size)
+        size *= n
+    return tuple(reversed(strides))
+
+
+def _from_interface(array: Any, library: str) -> DeviceArray:
+    interface = array.__cuda_array_interface__
+    dtype = str(getattr(array, "dtype", interface["typestr"]))
+    name = dtype if dtype in _ITEM_BYTES else _TYPESTR.get(interface["typestr"])
+    if name is None:
+        raise _wrong_dtype(dtype)
+    shape = tuple(interface["shape"])
+    strides = interface.get("strides") or _contiguous_strides(shape, _ITEM_BYTES[name])
+    if library == "cupy":
+        device, stream = array.device.id, sys.modules["cupy"].cuda.get_current_stream().ptr
+    else:
+        device, stream = _current_device(), interface.get("stream") or 0
+    return DeviceArray(interface["data"][0], shape, tuple(strides), name, device, stream, array)
+
+
+def _from_dlpack(array: Any) -> DeviceArray:
+    from cuda.core.utils import StridedMemoryView
+
+    view = StridedMemoryView.from_dlpack(array, stream_ptr=-1)
+    name = str(view.dtype)
+    if name not in _ITEM_BYTES:
+        raise _wrong_dtype(name)
+    strides = _contiguous_strides(view.shape, _ITEM_BYTES[name])
+    if view.strides:
+        strides = tuple(_ITEM_BYTES[name] * s for s in view.strides)
+    return DeviceArray(view.ptr, tuple(view.shape), strides, name, view.device_id, 0, (array, view))
+
+
+def _simulated(array: np.ndarray[Any, Any]) -> DeviceArray:
+    """In the simulator NumPy arrays stand for arrays on the GPU; bfloat16 is passed as uint16."""
+    name = "bfloat16" if array.dtype == np.uint16 else str(array.dtype)
+    base = array if array.base is None else array.base
+    while isinstance(base.base, np.ndarray):
+        base = base.base
+    memory = base.reshape(-1).view(np.uint8)
+    offset = array.__array_interface__["data"][0] - memory.__array_interface__["data"][0]
+    return DeviceArray(Address(memory, offset), array.shape, array.strides, name, 0, 0, array)
+
+
+def _current_device() -> int:
+    from cuda.core import Device
+
+    return int(Device().device_id)
+
+
+def stream_handle(stream: Any, default: int) -> int:
+    """The number of a stream: None (default), a number, or a stream of torch, CuPy, numba-cuda or cuda.core."""
+    if stream is None:
+        return default
+    if isinstance(stream, int):
+        return stream
+    for name in ("cuda_stream", "ptr", "handle"):
+        handle = getattr(stream, name, None)
+        if handle is not None:
+            return int(getattr(handle, "value", handle) or 0)
+    if hasattr(stream, "__cuda_stream__"):
+        return int(stream.__cuda_stream__()[1])
+    raise OptionError(f"{type(stream).__qualname__} is no CUDA stream; allowed: None, its number, a stream object")
+
+
+def empty(like: DeviceArray, shape: tuple[int, ...], dtype: str) -> Any:
+    """A new array on the same GPU and of the same library; of numba-cuda where that has no way to make one."""
+    library = type(like.owner).__module__.partition(".")[0]
+    if library == "torch":
+        torch = sys.modules["torch"]
+        return torch.empty(shape, dtype=getattr(torch, dtype), device=like.owner.device)
+    if IS_SIMULATED:
+        return np.empty(shape, np.uint16 if dtype == "bfloat16" else dtype)
+    if dtype == "bfloat16":
+        raise OptionError("an array of bfloat16 can only be made for torch; give `out`")
+    if library == "cupy":
+        return sys.modules["cupy"].empty(shape, dtype)
+    from turbocode.kernels._cuda import cuda
+
+    return cuda.device_array(shape, dtype)
+
+
+@functools.cache
+def _stream(handle: int) -> Any:
+    from cuda.core import Stream
+
+    return Stream.from_handle(handle)
+
+
+@functools.cache
+def _config(grid: int, threads: int, shared_bytes: int) -> Any:
+    from cuda.core import LaunchConfig
+
+    return LaunchConfig(grid=grid, block=threads, shmem_size=shared_bytes)
+
+
+@functools.cache
+def _launch() -> Callable[..., None]:
+    from cuda.core import launch
+
+    return launch
+
+
+# Of a device: a kernel is loaded on the first call for its arguments, and kept.
+_loaded: dict[tuple[Any, int], Any] = {}
+
+
+def launch(kernel: Any, n_args: int, grid: int, threads: int, device: int, stream: int, args: tuple[Any, ...]) -> None:
+    """Start a kernel, whose arguments are addresses and counts, compiling it for the device if it is new there."""
+    if IS_SIMULATED:
+        kernel.launch(grid, threads, *args)
+        return
+    handle = _loaded.get((kernel, device))
+    if handle is None:
+        handle = _loaded[kernel, device] = load_kernel(kernel, n_args, device)
+    _launch()(_stream(stream), _config(grid, threads, 0), handle, *args)
+
+
+def upload(array: np.ndarray[Any, Any], device: int) -> DeviceArray:
+    """A copy of a small host array in the memory of a device, there to stay."""
+    if IS_SIMULATED:
+        return _simulated(array)
+    from turbocode.kernels._cuda import cuda
+
+    with cuda.gpus[device]:
+        copy = cuda.to_device(array)
+    return _from_interface(copy, "numba")

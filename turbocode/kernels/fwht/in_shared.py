@@ -1,0 +1,156 @@
+"""A group in shared memory, worked on by a warp, for any group size: what trellises and groups of 80 and 96 values use.
+
+Functions take uint32 shared addresses of float32 (g,) and the lane's number; each ends with a barrier of the warp. The
+arithmetic and its order are those of fwht/cpu.py and scalar/steps.py: same bits.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from turbocode.kernels import _ptx
+from turbocode.kernels._cuda import at, cuda, device, types
+from turbocode.kernels.fwht.hadamard import Rotation
+from turbocode.kernels.fwht.lanes import BFLOAT16, FLOAT32
+
+WARP = 32
+
+float32, uint32, uint64 = types.float32, types.uint32, types.uint64
+
+
+class InShared(NamedTuple):
+    """load(address, y, lane) : the group at a global address, times the first signs; store(address, y, lane) : back
+
+    transform(y, lane) : butterflies, base matrix and scaled last signs, in place
+    """
+
+    load: Any
+    store: Any
+    transform: Any
+
+
+@device
+def read(y: Any, j: Any) -> Any:
+    """y[j]"""
+    return _ptx.load_shared_f32(at(y, uint32(uint32(j) * uint32(4))))
+
+
+@device
+def write(y: Any, j: Any, value: Any) -> None:
+    """y[j] = value"""
+    _ptx.store_shared_f32(at(y, uint32(uint32(j) * uint32(4))), value)
+
+
+@functools.cache
+def products(g: int) -> Any:
+    """dot(a, b, terms, lane): the sum over the group, in every lane; terms is scratch of g / 2 values."""
+    half = g // 2
+
+    @device
+    def dot(a: Any, b: Any, terms: Any, lane: Any) -> Any:
+        j = uint32(lane)
+        while j < uint32(half):
+            low = _ptx.multiply(read(a, j), read(b, j))
+            high = _ptx.multiply(read(a, uint32(j + uint32(half))), read(b, uint32(j + uint32(half))))
+            write(terms, j, _ptx.add(low, high))
+            j = uint32(j + uint32(WARP))
+        _ptx.sync_warp()
+        n = uint32(half)
+        while n > uint32(8) and uint32(n & uint32(1)) == uint32(0):
+            n = uint32(n >> uint32(1))
+            j = uint32(lane)
+            while j < n:
+                write(terms, j, _ptx.add(read(terms, j), read(terms, uint32(j + n))))
+                j = uint32(j + uint32(WARP))
+            _ptx.sync_warp()
+        total = read(terms, uint32(0))
+        j = uint32(1)
+        while j < n:
+            total = _ptx.add(total, read(terms, j))
+            j = uint32(j + uint32(1))
+        _ptx.sync_warp()
+        return total
+
+    return dot
+
+
+@functools.cache
+def in_shared(rotation: Rotation, value_type: int, is_inverse: bool = False) -> InShared:
+    """The functions for one rotation and one type of values in global memory."""
+    g, width = rotation.group_size, rotation.width
+    order = len(rotation.base)
+    base = np.ascontiguousarray((rotation.base.T if is_inverse else rotation.base).reshape(-1))
+    before, after = rotation.signs_before, rotation.signs_after
+    first, last = (after, before) if is_inverse else (before, after)
+    scaled = (last * rotation.scale).astype(np.float32)
+    is_rotated = not rotation.is_identity
+    per_lane = -(-g // WARP)
+    stages = width.bit_length() - 1
+
+    @device
+    def load(address: Any, y: Any, lane: Any) -> None:
+        signs = cuda.const.array_like(first)
+        for m in range(per_lane):
+            j = uint32(uint32(lane) + uint32(m * WARP))
+            if j < uint32(g):
+                if value_type == FLOAT32:
+                    value = _ptx.load_f32(address + uint64(j * uint32(4)))
+                else:
+                    bits = _ptx.load_u16(address + uint64(j * uint32(2)))
+                    if value_type == BFLOAT16:
+                        value = _ptx.float_from_bits(uint32(bits << uint32(16)))
+                    else:
+                        value = _ptx.low_half(bits)
+                write(y, j, _ptx.multiply(value, signs[j]))
+        _ptx.sync_warp()
+
+    @device
+    def store(address: Any, y: Any, lane: Any) -> None:
+        for m in range(per_lane):
+            j = uint32(uint32(lane) + uint32(m * WARP))
+            if j < uint32(g):
+                value = read(y, j)
+                if value_type == FLOAT32:
+                    _ptx.store_f32(address + uint64(j * uint32(4)), value)
+                elif value_type == BFLOAT16:
+                    _ptx.store_u16(address + uint64(j * uint32(2)), _ptx.pack_bfloats(value, float32(0.0)))
+                else:
+                    _ptx.store_u16(address + uint64(j * uint32(2)), _ptx.pack_halves(value, float32(0.0)))
+
+    @device
+    def transform(y: Any, lane: Any) -> None:
+        if is_rotated:
+            for stage in range(stages):
+                h = uint32(uint32(1) << uint32(stage))
+                pair = uint32(lane)
+                while pair < uint32(g // 2):
+                    low = uint32(uint32(uint32(pair >> uint32(stage)) << uint32(stage + 1)) | uint32(pair & uint32(h - uint32(1))))
+                    a, b = read(y, low), read(y, uint32(low + h))
+                    write(y, low, _ptx.add(a, b))
+                    write(y, uint32(low + h), _ptx.subtract(a, b))
+                    pair = uint32(pair + uint32(WARP))
+                _ptx.sync_warp()
+            mixed = cuda.local.array(per_lane, float32)
+            factors = cuda.const.array_like(scaled)
+            matrix = cuda.const.array_like(base)
+            for m in range(per_lane):
+                j = uint32(min(uint32(uint32(lane) + uint32(m * WARP)), uint32(g - 1)))
+                column, row = uint32(j % uint32(width)), uint32(j // uint32(width))
+                value = _ptx.multiply(matrix[uint32(row * uint32(order))], read(y, column))
+                for b in range(1, order):
+                    term = _ptx.multiply(
+                        matrix[uint32(row * uint32(order) + uint32(b))], read(y, uint32(column + uint32(b * width)))
+                    )
+                    value = _ptx.add(value, term)
+                mixed[m] = _ptx.multiply(value, factors[j]) if order > 1 else _ptx.multiply(read(y, j), factors[j])
+            _ptx.sync_warp()
+            for m in range(per_lane):
+                j = uint32(uint32(lane) + uint32(m * WARP))
+                if j < uint32(g):
+                    write(y, j, mixed[m])
+            _ptx.sync_warp()
+
+    return InShared(load, store, transform)

@@ -1,0 +1,249 @@
+"""Encoding and decoding on a GPU, arrays in GPU memory in and out; the blocks are those of `cpu`, byte for byte.
+
+Vectors are float16, bfloat16 or float32 (..., head_dim) with up to three leading axes, (n_seqs, n_kv_heads, n_tokens), and
+any strides but along head_dim. A kernel is compiled on the first call for its format, types and kind of strides.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from turbocode.errors import OptionError
+from turbocode.formats.block_format import BlockFormat
+from turbocode.kernels import _launch
+from turbocode.kernels._launch import DeviceArray, device_array, stream_handle
+from turbocode.kernels.fwht.hadamard import Rotation
+from turbocode.kernels.fwht.lanes import is_power_of_two
+from turbocode.kernels.gpu_call import (
+    VALUE_TYPES,
+    Plan,
+    check_alignment,
+    check_blocks,
+    check_vectors,
+    is_word_aligned,
+    start,
+)
+from turbocode.kernels.scalar import decode_lanes, decode_shared, encode_lanes, encode_shared
+from turbocode.kernels.scalar.decode_lanes import DecodeVariant
+from turbocode.kernels.scalar.encode_lanes import EncodeVariant
+from turbocode.kernels.scalar.gpu_steps import CENTROIDS_AT, N_FACTS, TABLE_SIZE
+from turbocode.kernels.scalar.norm_mode import NormMode
+from turbocode.kernels.vectors import geometry
+
+# From a variant to (kernel, groups a block handles, threads of a block).
+KernelChoice = Callable[[EncodeVariant], tuple[Any, int, int]]
+
+
+def encode_choice(variant: EncodeVariant) -> tuple[Any, int, int]:
+    """The scalar encoder for a variant."""
+    if is_power_of_two(variant.block_format.group_size):
+        return (*encode_lanes.encode_kernel(variant), encode_lanes.THREADS)
+    return (*encode_shared.encode_kernel(variant), encode_shared.THREADS)
+
+
+def decode_choice(variant: DecodeVariant) -> tuple[Any, int, int]:
+    """The decoder for a variant."""
+    if is_power_of_two(variant.block_format.group_size):
+        return (*decode_lanes.decode_kernel(variant), decode_lanes.THREADS)
+    return (*decode_shared.decode_kernel(variant), decode_shared.THREADS)
+
+
+def scalar_table(centroids: NDArray[np.float32], boundaries: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A codebook as kernels read it: see gpu_steps.py."""
+    table = np.zeros(TABLE_SIZE, np.float32)
+    table[: len(boundaries)] = boundaries
+    table[CENTROIDS_AT : CENTROIDS_AT + len(centroids)] = centroids
+    return table
+
+
+class Encoder:
+    """Encodes vectors of one format, rotation and table.
+
+    encoder(values) -> blocks uint8 (..., bytes_per_vector), a new array of the library that made `values`
+    encoder(values, out=cache, starts=lengths) writes in place: out uint8 (n_seqs, n_kv_heads, capacity,
+    bytes_per_vector), starts int32 (n_seqs,) in GPU memory: the token at which each sequence goes on. Tokens beyond the
+    capacity are left out. Both can be captured in a CUDA graph after one call that compiles the kernel.
+    encoder.measured(values) -> (blocks, facts float32 (n, 6), flags uint8 (n,)); see `moments`
+    """
+
+    def __init__(
+        self,
+        block_format: BlockFormat,
+        rotation: Rotation,
+        table: NDArray[np.float32],
+        mode: NormMode,
+        choose: KernelChoice = encode_choice,
+    ) -> None:
+        self.block_format, self.rotation, self.mode = block_format, rotation, mode
+        self._table, self._choose = np.ascontiguousarray(table, np.float32), choose
+        self._plans: dict[Any, Plan] = {}
+
+    def __call__(self, values: Any, *, out: Any = None, starts: Any = None, stream: Any = None) -> Any:
+        return self._run(values, out, starts, stream, is_measured=False)[0]
+
+    def measured(self, values: Any, *, out: Any = None, stream: Any = None) -> tuple[Any, Any, Any]:
+        """(blocks, facts, flags) of the vectors."""
+        return self._run(values, out, None, stream, is_measured=True)
+
+    def _run(self, values: Any, out: Any, starts: Any, stream: Any, *, is_measured: bool) -> tuple[Any, Any, Any]:
+        source = device_array(values)
+        head_dim = source.shape[-1] if source.shape else 0
+        if out is None:
+            if starts is not None:
+                raise OptionError("`starts` says where in `out` to write, and `out` is not given")
+            bytes_per_vector = head_dim // self.block_format.group_size * self.block_format.bytes_per_group
+            out = _launch.empty(source, (*source.shape[:-1], bytes_per_vector), "uint8")
+        target = device_array(out)
+        key = (source.shape, source.strides, source.dtype, target.shape, target.strides, starts is None, is_measured)
+        aligned = is_word_aligned(source), is_word_aligned(target)
+        plan = self._plans.get((key, aligned))
+        if plan is None:
+            plan = self._plans[key, aligned] = self._plan(source, target, starts is not None, is_measured)
+        if source.device != target.device:
+            raise OptionError(f"values are on GPU {source.device}, blocks on GPU {target.device}; one is allowed")
+        facts = flags = None
+        pointers: tuple[Any, ...] = (source.pointer, target.pointer, device_table(self._table, source.device), 0, 0)
+        if is_measured:
+            n = plan.counts[0]
+            facts, flags = _launch.empty(source, (n, N_FACTS), "float32"), _launch.empty(source, (n,), "uint8")
+            pointers = (*pointers[:3], device_array(facts).pointer, device_array(flags).pointer)
+        begin = 0 if starts is None else _starts_pointer(starts, target)
+        start(plan, source.device, stream_handle(stream, source.stream), pointers, begin)
+        return out, facts, flags
+
+    def _plan(self, source: DeviceArray, target: DeviceArray, has_starts: bool, is_measured: bool) -> Plan:
+        form = self.block_format
+        g, head_dim = form.group_size, source.shape[-1] if source.shape else 0
+        if head_dim == 0 or head_dim % g:
+            raise OptionError(f"{form.name} encodes vectors of multiples of {g} values; values have shape {source.shape}")
+        check_vectors(source, head_dim, "values")
+        check_blocks(target, head_dim // g * form.bytes_per_group, "blocks")
+        if is_power_of_two(g) and not form.is_trellis:
+            check_alignment(source, "values")
+        shape, capacity = source.shape[:-1], 0
+        if has_starts:
+            if target.shape[:-2] != shape[:-1] or len(shape) != 3:
+                raise OptionError(
+                    f"with starts, values are (n_seqs, n_kv_heads, n_tokens, head_dim) and out has the same first two; "
+                    f"given are {source.shape} and {target.shape}"
+                )
+            capacity = target.shape[-2]
+        elif target.shape[:-1] != shape:
+            raise OptionError(f"values of shape {source.shape} do not fill blocks of shape {target.shape}")
+        size = {"float32": 4}.get(source.dtype, 2)
+        form_of_call = geometry(
+            shape, source.strides[:-1], head_dim * size, target.strides[:-1], target.shape[-1], head_dim // g
+        )
+        writes_strided = has_starts or form_of_call.writes_strided or not is_word_aligned(target)
+        value_type = VALUE_TYPES[source.dtype]
+        variant = EncodeVariant(
+            form, self.rotation, self.mode, value_type, is_measured, form_of_call.reads_strided, writes_strided
+        )
+        kernel, per_block, threads = self._choose(variant)
+        return Plan(kernel, -(-form_of_call.n_groups // per_block), threads, (*form_of_call.arguments(), capacity))
+
+
+class Decoder:
+    """Decodes blocks of one format, rotation and table, trellises too.
+
+    decoder(blocks, dtype="float16") -> vectors (..., head_dim), a new array; or out= of a type and strides of one's own
+    The rotation `none` leaves the values in the rotated basis.
+    """
+
+    def __init__(self, block_format: BlockFormat, rotation: Rotation, table: NDArray[np.float32]) -> None:
+        self.block_format, self.rotation = block_format, rotation
+        self._table = np.ascontiguousarray(table, np.float32)
+        self._plans: dict[Any, Plan] = {}
+
+    def __call__(self, blocks: Any, *, dtype: str = "float16", out: Any = None, stream: Any = None) -> Any:
+        source = device_array(blocks)
+        if out is None:
+            if dtype not in VALUE_TYPES:
+                raise OptionError(f"dtype {dtype!r} is not one of {', '.join(VALUE_TYPES)}")
+            n_groups = (source.shape[-1] if source.shape else 0) // self.block_format.bytes_per_group
+            out = _launch.empty(source, (*source.shape[:-1], n_groups * self.block_format.group_size), dtype)
+        target = device_array(out)
+        key = source.shape, source.strides, target.shape, target.strides, target.dtype
+        aligned = is_word_aligned(source), is_word_aligned(target)
+        plan = self._plans.get((key, aligned))
+        if plan is None:
+            plan = self._plans[key, aligned] = self._plan(source, target)
+        if source.device != target.device:
+            raise OptionError(f"blocks are on GPU {source.device}, values on GPU {target.device}; one is allowed")
+        pointers = source.pointer, target.pointer, device_table(self._table, source.device)
+        start(plan, source.device, stream_handle(stream, source.stream), pointers)
+        return out
+
+    def _plan(self, source: DeviceArray, target: DeviceArray) -> Plan:
+        form = self.block_format
+        n_bytes = source.shape[-1] if source.shape else 0
+        if n_bytes == 0 or n_bytes % form.bytes_per_group:
+            raise OptionError(
+                f"{form.name} decodes rows of multiples of {form.bytes_per_group} bytes; blocks have shape {source.shape}"
+            )
+        per_vector = n_bytes // form.bytes_per_group
+        check_blocks(source, n_bytes, "blocks")
+        check_vectors(target, per_vector * form.group_size, "values")
+        if target.shape[:-1] != source.shape[:-1]:
+            raise OptionError(f"blocks of shape {source.shape} do not fill values of shape {target.shape}")
+        if is_power_of_two(form.group_size):
+            check_alignment(target, "values")
+        size = {"float32": 4}.get(target.dtype, 2)
+        form_of_call = geometry(
+            source.shape[:-1],
+            source.strides[:-1],
+            n_bytes,
+            target.strides[:-1],
+            target.shape[-1] * size,
+            per_vector,
+        )
+        reads_strided = form_of_call.reads_strided or not is_word_aligned(source)
+        value_type = VALUE_TYPES[target.dtype]
+        variant = DecodeVariant(form, self.rotation, value_type, reads_strided, form_of_call.writes_strided)
+        kernel, per_block, threads = decode_choice(variant)
+        return Plan(kernel, -(-form_of_call.n_groups // per_block), threads, (*form_of_call.arguments(), 0))
+
+
+def _starts_pointer(starts: Any, target: DeviceArray) -> Any:
+    array = device_array(starts)
+    if array.dtype != "int32" or array.shape != target.shape[:1] or array.device != target.device:
+        raise OptionError(
+            f"starts are {array.dtype} of shape {array.shape} on GPU {array.device}; "
+            f"allowed is int32 ({target.shape[0]},) on GPU {target.device}"
+        )
+    if array.strides[0] != 4 and array.shape[0] > 1:
+        raise OptionError("starts are not contiguous; copy them first")
+    return array.pointer
+
+
+# Tables stay on a device once they are there; a codec has one or one per head.
+_tables: dict[tuple[bytes, int], Any] = {}
+
+
+def device_table(table: NDArray[np.float32], device: int) -> Any:
+    """The address of a copy of the table on the device."""
+    key = table.ctypes.data, device
+    found = _tables.get(key)
+    if found is None:
+        found = _tables[key] = (_launch.upload(table, device), table)
+    return found[0].pointer
+
+
+def moments(facts: NDArray[np.float32], has_codebook: bool) -> NDArray[np.float64]:
+    """float64 (n, 4) as kernels.group.EncodedGroups has them, from the facts (n, 6) that a measured kernel found.
+
+    With a codebook the facts are |y|, factor, stored norm, <u, c>, |c|^2, |y - c stored / factor|^2, where y is the
+    rotated group / factor and u = y / |y|; else |y|^2, factor, 0, <y, y'>, |y'|^2, |y - y' / factor|^2.
+    """
+    first, factor, stored, product, square, error = facts.astype(np.float64).T
+    scale = factor * factor
+    if has_codebook:
+        energy, dot, decoded = first * first * scale, first * factor * stored * product, stored * stored * square
+    else:
+        energy, dot, decoded = first * scale, product * factor, square
+    return np.stack((energy, error * scale, dot, decoded), axis=1)
