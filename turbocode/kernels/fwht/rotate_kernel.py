@@ -92,6 +92,7 @@ def rotate_shared_kernel(
     read_at = group_address(reads_strided, g * VALUE_BYTES[value_type])
     write_at = group_address(writes_strided, g * VALUE_BYTES[out_type])
     n_warps = THREADS // 32
+    n_scratch = g * n_warps
 
     @kernel(launch_bounds=(THREADS, 4))
     def rotate(
@@ -110,7 +111,7 @@ def rotate_shared_kernel(
         capacity: Any,
         starts: Any,
     ) -> None:
-        scratch = cuda.shared.array(g * n_warps, float32)
+        scratch = cuda.shared.array(n_scratch, float32)
         thread = uint32(cuda.threadIdx.x)
         lane = uint32(thread & uint32(31))
         group = uint32(uint32(cuda.blockIdx.x) * uint32(n_warps) + thread // uint32(32))

@@ -36,6 +36,7 @@ def decode_kernel(variant: DecodeVariant) -> tuple[Any, int]:
     place = row_address(group_bytes)
     write_at = group_address(variant.writes_strided, g * VALUE_BYTES[variant.out_type])
     n_words = g + tile_bytes(group_bytes) // 4
+    n_scratch = n_words * WARPS
 
     @kernel(launch_bounds=(THREADS, 4))
     def decode(
@@ -55,7 +56,7 @@ def decode_kernel(variant: DecodeVariant) -> tuple[Any, int]:
         capacity: Any,
         starts: Any,
     ) -> None:
-        scratch = cuda.shared.array(n_words * WARPS, float32)
+        scratch = cuda.shared.array(n_scratch, float32)
         thread = uint32(cuda.threadIdx.x)
         lane = uint32(thread & uint32(31))
         group = uint32(uint32(cuda.blockIdx.x) * uint32(WARPS) + thread // uint32(WARP))

@@ -150,6 +150,7 @@ def encode_kernel(variant: EncodeVariant) -> tuple[Any, int]:
     place = row_address(group_bytes)
     writes_strided, is_measured = variant.writes_strided, variant.is_measured
     n_words = scratch_words(g) + tile_bytes(group_bytes) // 4
+    n_scratch = n_words * WARPS
 
     @kernel(launch_bounds=(THREADS, 4))
     def encode(
@@ -171,7 +172,7 @@ def encode_kernel(variant: EncodeVariant) -> tuple[Any, int]:
         capacity: Any,
         starts: Any,
     ) -> None:
-        scratch = cuda.shared.array(n_words * WARPS, float32)
+        scratch = cuda.shared.array(n_scratch, float32)
         found = cuda.local.array(N_FACTS, float32)
         thread = uint32(cuda.threadIdx.x)
         lane = uint32(thread & uint32(31))
