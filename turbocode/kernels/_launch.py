@@ -49,7 +49,7 @@ def device_array(array: Any) -> DeviceArray:
     if IS_SIMULATED and isinstance(array, np.ndarray):
         return _simulated(array)
     if hasattr(array, "__cuda_array_interface__"):
-        return _from_interface(array, library)
+        return from_interface(array)
     if hasattr(array, "__dlpack_device__") and array.__dlpack_device__()[0] == _DLPACK_CUDA:
         return _from_dlpack(array)
     raise OptionError(
@@ -93,12 +93,14 @@ def _contiguous_strides(shape: tuple[int, ...], size: int) -> tuple[int, ...]:
     return tuple(reversed(strides))
 
 
-def _from_interface(array: Any, library: str) -> DeviceArray:
+def from_interface(array: Any, dtype: str | None = None) -> DeviceArray:
+    """An array with `__cuda_array_interface__`; dtype : what its elements are, if that is not what it says."""
     interface = array.__cuda_array_interface__
-    dtype = str(getattr(array, "dtype", interface["typestr"]))
-    name = dtype if dtype in _ITEM_BYTES else _TYPESTR.get(interface["typestr"])
+    library = type(array).__module__.partition(".")[0]
+    given = str(getattr(array, "dtype", interface["typestr"]))
+    name = dtype or (given if given in _ITEM_BYTES else _TYPESTR.get(interface["typestr"]))
     if name is None:
-        raise _wrong_dtype(dtype)
+        raise _wrong_dtype(given)
     shape = tuple(interface["shape"])
     strides = interface.get("strides") or _contiguous_strides(shape, _ITEM_BYTES[name])
     if library == "cupy":
@@ -214,4 +216,4 @@ def upload(array: np.ndarray[Any, Any], device: int) -> DeviceArray:
 
     with cuda.gpus[device]:
         copy = cuda.to_device(array)
-    return _from_interface(copy, "numba")
+    return from_interface(copy)

@@ -1,0 +1,124 @@
+"""GPU memory, streams, CUDA graphs and events, as benchmarks and the conversion of files need them."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from turbocode.errors import DeviceError
+from turbocode.kernels._launch import DeviceArray, from_interface
+
+
+def _checked(result: tuple[Any, ...]) -> Any:
+    from cuda.bindings import driver
+
+    if result[0] != driver.CUresult.CUDA_SUCCESS:
+        raise DeviceError(f"the CUDA driver answered {result[0].name}", hint="see nvidia-smi for the state of the GPU")
+    return result[1] if len(result) > 1 else None
+
+
+class Gpu:
+    """One device with a stream of its own."""
+
+    def __init__(self, number: int = 0) -> None:
+        from turbocode.kernels._cuda import cuda
+
+        cuda.select_device(number)
+        self.number, self._cuda = number, cuda
+        device = cuda.get_current_device()
+        name = device.name
+        self.name = name.decode() if isinstance(name, bytes) else str(name)
+        self.compute_capability = tuple(device.compute_capability)
+        from cuda.bindings import driver
+
+        self._driver = driver
+        self.stream = int(_checked(driver.cuStreamCreate(1)))  # 1: does not wait for the default stream
+        self.memory_bytes = int(driver.cuMemGetInfo()[2])
+
+    def empty(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
+        """Uninitialised memory; bfloat16 too."""
+        is_bfloat = dtype == "bfloat16"
+        array = from_interface(self._cuda.device_array(shape, "uint16" if is_bfloat else dtype), "bfloat16" if is_bfloat else None)
+        array.stream = self.stream
+        return array
+
+    def upload(self, host: np.ndarray[Any, Any], target: DeviceArray) -> None:
+        """Copy host memory to the beginning of the target, in the stream's order; asynchronous if it is pinned."""
+        _checked(self._driver.cuMemcpyHtoDAsync(target.pointer, host.ctypes.data, host.nbytes, self.stream))
+
+    def download(self, source: DeviceArray, host: np.ndarray[Any, Any]) -> None:
+        """Copy the beginning of the source to host memory, in the stream's order."""
+        _checked(self._driver.cuMemcpyDtoHAsync(host.ctypes.data, source.pointer, host.nbytes, self.stream))
+
+    def copy(self, source: DeviceArray, target: DeviceArray, n_bytes: int, offset: int = 0) -> None:
+        """Copy n_bytes within the device to `offset` of the target."""
+        _checked(self._driver.cuMemcpyDtoDAsync(target.pointer + offset, source.pointer, n_bytes, self.stream))
+
+    def pinned(self, n_bytes: int) -> np.ndarray[Any, Any]:
+        """Host memory that the device reads and writes directly, uint8 (n_bytes,)."""
+        return self._cuda.pinned_array(n_bytes, np.uint8)
+
+    def fill(self, target: DeviceArray, host: np.ndarray[Any, Any], n_bytes: int) -> None:
+        """Repeat the host array over n_bytes of the target."""
+        self.upload(host, target)
+        done = host.nbytes
+        while done < n_bytes:
+            part = min(done, n_bytes - done)
+            self.copy(target, target, part, done)
+            done += part
+        self.wait()
+
+    def wait(self) -> None:
+        """Until everything in the stream is done."""
+        _checked(self._driver.cuStreamSynchronize(self.stream))
+
+    def capture(self, work: Callable[[], Any], times: int = 1) -> Any:
+        """A CUDA graph of `times` calls of work, whose launches go to this stream; call work once before."""
+        driver = self._driver
+        mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
+        _checked(driver.cuStreamBeginCapture(self.stream, mode))
+        try:
+            for _ in range(times):
+                work()
+        finally:
+            graph = _checked(driver.cuStreamEndCapture(self.stream))
+        return _checked(driver.cuGraphInstantiate(graph, 0))
+
+    def replay(self, graph: Any) -> None:
+        """Start a captured graph."""
+        _checked(self._driver.cuGraphLaunch(graph, self.stream))
+
+    def seconds(self, work: Callable[[], Any], repeats: int, times: int = 1) -> float:
+        """Median seconds of one call of work, from `repeats` replays of a graph of `times` calls, between events."""
+        driver = self._driver
+        work()
+        self.wait()
+        graph = self.capture(work, times)
+        begin, end = (_checked(driver.cuEventCreate(0)) for _ in range(2))
+        found = []
+        for number in range(repeats + 2):  # the first two warm up
+            _checked(driver.cuEventRecord(begin, self.stream))
+            self.replay(graph)
+            _checked(driver.cuEventRecord(end, self.stream))
+            _checked(driver.cuEventSynchronize(end))
+            if number >= 2:
+                found.append(_checked(driver.cuEventElapsedTime(begin, end)) / 1e3 / times)
+        _checked(driver.cuGraphExecDestroy(graph))
+        return statistics.median(found)
+
+    def seconds_plain(self, work: Callable[[], Any], repeats: int) -> float:
+        """Median seconds of one call of work between events, without a graph: for copies, which a graph slows down."""
+        driver = self._driver
+        begin, end = (_checked(driver.cuEventCreate(0)) for _ in range(2))
+        found = []
+        for number in range(repeats + 2):
+            _checked(driver.cuEventRecord(begin, self.stream))
+            work()
+            _checked(driver.cuEventRecord(end, self.stream))
+            _checked(driver.cuEventSynchronize(end))
+            if number >= 2:
+                found.append(_checked(driver.cuEventElapsedTime(begin, end)) / 1e3)
+        return statistics.median(found)
