@@ -59,6 +59,7 @@ if IS_SIMULATED:
     from turbocode.kernels import _simulator
     from turbocode.kernels._simulator import collective as collective
     from turbocode.kernels._simulator import cuda as cuda
+    from turbocode.kernels._simulator import define_collective as define_collective
     from turbocode.kernels._simulator import types as types
 
     def kernel(**options: Any) -> Any:
@@ -83,7 +84,10 @@ else:
     from numba.core import types as types
     from numba.cuda.extending import intrinsic
 
-    collective: Any = None
+    collective: Any = None  # of the simulator
+
+    def define_collective(name: str, meaning: Any) -> None:
+        """Of the simulator: nothing to do."""
 
     def kernel(**options: Any) -> Any:
         """Decorator of kernels, whose arguments are all uint64: addresses and counts."""
@@ -128,7 +132,20 @@ def signature(n_args: int) -> Any:
 
 
 def load_kernel(dispatcher: Any, n_args: int, device_number: int) -> Any:
-    """The cuda.core kernel of a decorated function, compiled for the device and loaded there."""
+    """The driver's handle of a decorated function, compiled for the device and loaded there."""
+    from cuda.bindings import driver
+
     with cuda.gpus[device_number]:
-        compiled = dispatcher.compile(signature(n_args))
-        return compiled._codelibrary.get_cufunc().kernel
+        function = dispatcher.compile(signature(n_args))._codelibrary.get_cufunc()
+        return driver.CUfunction(int(function.handle))
+
+
+@functools.cache
+def n_devices() -> int:
+    """GPUs that are visible."""
+    return len(cuda.gpus)
+
+
+def make_current(device_number: int) -> None:
+    """Make launches of this thread go to the device; its primary context, as torch and CuPy use."""
+    cuda.select_device(device_number)

@@ -6,16 +6,18 @@ stream is the caller's: the current one of torch or CuPy for their arrays, the d
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from turbocode.errors import OptionError
-from turbocode.kernels._cuda import IS_SIMULATED, Address, load_kernel
+from turbocode.errors import DeviceError, OptionError
+from turbocode.kernels._cuda import IS_SIMULATED, Address, load_kernel, make_current, n_devices
 
 INSTALL_HINT = "pip install 'turbocode[cu13]' (CUDA 13 drivers) or 'turbocode[cu12]'"
 _ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "uint8": 1, "int32": 4}
@@ -65,20 +67,39 @@ def _torch_dtypes() -> dict[Any, tuple[str, int]]:
     return {getattr(torch, name): (name, size) for name, size in _ITEM_BYTES.items()}
 
 
+@functools.cache
+def _raw_stream() -> Callable[[int], int]:
+    """From a device number to torch's current stream there; the short way where this torch has it."""
+    torch = sys.modules["torch"]
+    short = getattr(torch._C, "_cuda_getCurrentRawStream", None)
+    return short or (lambda index: int(torch.cuda.current_stream(index).cuda_stream))
+
+
 def _from_torch(tensor: Any) -> DeviceArray:
     found = _torch_dtypes().get(tensor.dtype)
-    device = tensor.device
-    if device.type != "cuda":
+    if not tensor.is_cuda:
         raise OptionError(
-            f"the tensor is on {device}; functions of the GPU take tensors on cuda, and copy nothing",
+            f"the tensor is on {tensor.device}; functions of the GPU take tensors on cuda, and copy nothing",
             hint="copy it first with tensor.cuda(), or use device='cpu'",
         )
     if found is None:
         raise _wrong_dtype(tensor.dtype)
     name, size = found
-    stream = sys.modules["torch"].cuda.current_stream(device).cuda_stream
+    index = tensor.get_device()
     strides = tuple([size * s for s in tensor.stride()])
-    return DeviceArray(tensor.data_ptr(), tuple(tensor.shape), strides, name, device.index, stream, tensor)
+    return DeviceArray(tensor.data_ptr(), tuple(tensor.shape), strides, name, index, _raw_stream()(index), tensor)
+
+
+def look(array: Any) -> tuple[Any, Any, int, int]:
+    """(what of the array decides on the kernel and its counts, pointer, device, stream): quicker than `device_array`."""
+    if type(array).__module__ == "torch" and array.is_cuda:
+        pointer, device = array.data_ptr(), array.get_device()
+        return (array.dtype, array.shape, array.stride(), pointer & 15, device), pointer, device, _raw_stream()(device)
+    found = device_array(array)
+    pointer = found.pointer
+    address = pointer if isinstance(pointer, int) else pointer.memory.ctypes.data + pointer.offset
+    key = found.dtype, found.shape, found.strides, address & 15, found.device
+    return key, pointer, found.device, found.stream
 
 
 def _wrong_dtype(dtype: Any) -> OptionError:
@@ -135,9 +156,9 @@ def _simulated(array: np.ndarray[Any, Any]) -> DeviceArray:
 
 
 def _current_device() -> int:
-    from cuda.core import Device
+    from turbocode.kernels._cuda import cuda
 
-    return int(Device().device_id)
+    return int(cuda.get_current_device().id)
 
 
 def stream_handle(stream: Any, default: int) -> int:
@@ -172,40 +193,52 @@ def empty(like: DeviceArray, shape: tuple[int, ...], dtype: str) -> Any:
     return cuda.device_array(shape, dtype)
 
 
+# Kernels by function and device: loaded on the first call, and kept.
+_loaded: dict[tuple[Any, int], Any] = {}
+_thread = threading.local()
+
+
+@functools.cache
+def _driver() -> Any:
+    from cuda.bindings import driver
+
+    return driver
+
+
 @functools.cache
 def _stream(handle: int) -> Any:
-    from cuda.core import Stream
-
-    return Stream.from_handle(handle)
+    return _driver().CUstream(handle)
 
 
-@functools.cache
-def _config(grid: int, threads: int, shared_bytes: int) -> Any:
-    from cuda.core import LaunchConfig
-
-    return LaunchConfig(grid=grid, block=threads, shmem_size=shared_bytes)
-
-
-@functools.cache
-def _launch() -> Callable[..., None]:
-    from cuda.core import launch
-
-    return launch
-
-
-# Of a device: a kernel is loaded on the first call for its arguments, and kept.
-_loaded: dict[tuple[Any, int], Any] = {}
+def _parameters(args: tuple[int, ...]) -> int:
+    """The address of an array of addresses of the arguments, which stays valid until the thread's next launch."""
+    n = len(args)
+    buffers = _thread.__dict__.get(n)
+    if buffers is None:
+        values = (ctypes.c_uint64 * n)()
+        base = ctypes.addressof(values)
+        addresses = (ctypes.c_void_p * n)(*(base + 8 * i for i in range(n)))
+        buffers = _thread.__dict__[n] = values, addresses, ctypes.addressof(addresses)
+    buffers[0][:] = args
+    return int(buffers[2])
 
 
-def launch(kernel: Any, n_args: int, grid: int, threads: int, device: int, stream: int, args: tuple[Any, ...]) -> None:
+def launch(kernel: Any, grid: int, threads: int, device: int, stream: int, args: tuple[Any, ...]) -> None:
     """Start a kernel, whose arguments are addresses and counts, compiling it for the device if it is new there."""
     if IS_SIMULATED:
         kernel.launch(grid, threads, *args)
         return
-    handle = _loaded.get((kernel, device))
-    if handle is None:
-        handle = _loaded[kernel, device] = load_kernel(kernel, n_args, device)
-    _launch()(_stream(stream), _config(grid, threads, 0), handle, *args)
+    function = _loaded.get((kernel, device))
+    if function is None:
+        function = _loaded[kernel, device] = load_kernel(kernel, len(args), device)
+    if n_devices() > 1 or not hasattr(_thread, "has_context"):
+        make_current(device)
+        _thread.has_context = True
+    status = _driver().cuLaunchKernel(
+        function, grid, 1, 1, threads, 1, 1, 0, _stream(stream), _parameters(args), 0
+    )[0]
+    if status:
+        raise DeviceError(f"the CUDA driver refused to start a kernel: {status.name}", hint="see nvidia-smi")
 
 
 def upload(array: np.ndarray[Any, Any], device: int) -> DeviceArray:

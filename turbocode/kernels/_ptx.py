@@ -136,6 +136,9 @@ multiply_add_saturated = instruction(
     (f32, f32, f32),
     _rounded(lambda a, b, c: np.nan_to_num(np.clip(np.float64(a) * np.float64(b) + np.float64(c), 0.0, 1.0))),
 )
+# To about 22 bits, subnormal numbers being 0.
+inverse_root = instruction("rsqrt.approx.ftz.f32 $0, $1;", f32, (f32,), _rounded(lambda a: 1 / np.sqrt(np.float64(a))))
+reciprocal = instruction("rcp.approx.ftz.f32 $0, $1;", f32, (f32,), _rounded(lambda a: 1 / np.float64(a)))
 truncate = instruction("cvt.rzi.f32.f32 $0, $1;", f32, (f32,), _rounded(np.trunc))
 to_int = instruction(
     "cvt.rzi.s32.f32 $0, $1;", i32, (f32,), lambda x: np.int32(np.clip(np.nan_to_num(x), -(2.0**31), 2.0**31 - 1))
@@ -221,6 +224,58 @@ any_lane = instruction(
 sync_warp = instruction(
     "bar.warp.sync 0xffffffff;", None, (), _collective("sync"), touches_memory=True, is_collective=True
 )
+
+# Tensor cores: D (16 x 8) = A (16 x 16, rows) B (16 x 8, columns) + C, float32 sums of float16 or bfloat16 products.
+# Lane 4 g + t holds of A rows g and g + 8, of B column g; which elements, PTX ISA section 9.7.14 says and _fragment does.
+def _fragment(words: list[int], convert: Callable[[int], np.float32]) -> list[np.float32]:
+    return [convert(word >> shift & 0xFFFF) for word in words for shift in (0, 16)]
+
+
+def _multiply_matrices(convert: Callable[[int], np.float32]) -> Callable[[list[Any]], list[Any]]:
+    def meaning(args: list[Any]) -> list[Any]:
+        a, b, c = np.zeros((16, 16)), np.zeros((16, 8)), np.zeros((16, 8))
+        for lane, values in enumerate(args):
+            g, t = divmod(lane, 4)
+            left, right = (_fragment([int(w) for w in part], convert) for part in (values[:4], values[4:6]))
+            for row, column, first in ((g, 2 * t, 0), (g + 8, 2 * t, 2), (g, 2 * t + 8, 4), (g + 8, 2 * t + 8, 6)):
+                a[row, column : column + 2] = left[first : first + 2]
+            b[2 * t : 2 * t + 2, g], b[2 * t + 8 : 2 * t + 10, g] = right[:2], right[2:]
+            c[g, 2 * t : 2 * t + 2], c[g + 8, 2 * t : 2 * t + 2] = values[6:8], values[8:10]
+        d = (a @ b + c).astype(np.float32)
+        return [(*d[lane // 4, 2 * (lane % 4) :][:2], *d[lane // 4 + 8, 2 * (lane % 4) :][:2]) for lane in range(32)]
+
+    return meaning
+
+
+def _half_value(bits: int) -> np.float32:
+    return np.float32(np.uint16(bits).view(np.float16))
+
+
+def _bfloat_value(bits: int) -> np.float32:
+    return np.uint32(bits << 16).view(np.float32)
+
+
+_MMA = "mma.sync.aligned.m16n8k16.row.col.f32.{0}.{0}.f32 {{$0,$1,$2,$3}}, {{$4,$5,$6,$7}}, {{$8,$9}}, {{$10,$11,$12,$13}};"
+_cuda.define_collective("multiply_halves", _multiply_matrices(_half_value))
+_cuda.define_collective("multiply_bfloats", _multiply_matrices(_bfloat_value))
+multiply_halves = instruction(
+    _MMA.format("f16"), (f32,) * 4, (u32,) * 6 + (f32,) * 4, _collective("multiply_halves"), is_collective=True
+)
+multiply_bfloats = instruction(
+    _MMA.format("bf16"), (f32,) * 4, (u32,) * 6 + (f32,) * 4, _collective("multiply_bfloats"), is_collective=True
+)
+select_bytes = instruction(
+    "prmt.b32 $0, $1, $2, $3;",
+    u32,
+    (u32, u32, u32),
+    lambda a, b, which: sum(
+        ((int(a) | int(b) << 32) >> 8 * (int(which) >> 4 * i & 7) & 0xFF) << 8 * i for i in range(4)
+    ),
+)
+shift_right_signed = instruction(
+    "shr.s32 $0, $1, $2;", u32, (u32, u32), lambda a, n: _u32(((int(a) ^ 1 << 31) - (1 << 31)) >> int(n)).item()
+)
+count_bits = instruction("popc.b32 $0, $1;", u32, (u32,), lambda a: int(a).bit_count())
 
 # Shared memory, by the 32-bit addresses that `_cuda.shared_address` gives.
 load_shared_u8 = instruction(

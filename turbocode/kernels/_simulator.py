@@ -101,6 +101,11 @@ _MEANING: dict[str, Callable[[list[Any]], list[Any]]] = {
 }
 
 
+def define_collective(name: str, meaning: Callable[[list[Any]], list[Any]]) -> None:
+    """Teach the simulator a collective: from the 32 lanes' arguments to their 32 answers."""
+    _MEANING[name] = meaning
+
+
 def _wait(kind: str, argument: Any = None) -> Any:
     frame = sys._getframe(1)
     while frame.f_back and frame.f_code.co_filename.rsplit("/", 1)[-1] in ("_simulator.py", "_ptx.py", "_cuda.py"):

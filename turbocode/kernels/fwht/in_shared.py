@@ -77,22 +77,39 @@ def products(g: int) -> Any:
     return dot
 
 
+def sign_words(signs: Any) -> Any:
+    """uint32 (ceil(n / 32),): bit j of the row of words is set where sign j is negative.
+
+    Lanes that ask a constant array for places of their own are served one after the other; bits of a common word are not.
+    """
+    negative = np.zeros(-(-len(signs) // WARP) * WARP, np.uint8)
+    negative[: len(signs)] = signs < 0
+    return np.packbits(negative, bitorder="little").view(np.uint32).copy()
+
+
+@device
+def signed(value: Any, word: Any, bit: Any) -> Any:
+    """The value, negated if the bit of the word is set."""
+    sign = uint32(uint32(uint32(word) >> uint32(bit)) << uint32(31))
+    return _ptx.float_from_bits(uint32(_ptx.float_bits(value) ^ sign))
+
+
 @functools.cache
 def in_shared(rotation: Rotation, value_type: int, is_inverse: bool = False) -> InShared:
     """The functions for one rotation and one type of values in global memory."""
     g, width = rotation.group_size, rotation.width
     order = len(rotation.base)
-    base = np.ascontiguousarray((rotation.base.T if is_inverse else rotation.base).reshape(-1))
+    rows = np.concatenate([sign_words(row) for row in (rotation.base.T if is_inverse else rotation.base)])
     before, after = rotation.signs_before, rotation.signs_after
     first, last = (after, before) if is_inverse else (before, after)
-    scaled = (last * rotation.scale).astype(np.float32)
+    first_words, last_words, scale = sign_words(first), sign_words(last), rotation.scale
     is_rotated = not rotation.is_identity
     per_lane = -(-g // WARP)
     stages = width.bit_length() - 1
 
     @device
     def load(address: Any, y: Any, lane: Any) -> None:
-        signs = cuda.const.array_like(first)
+        signs = cuda.const.array_like(first_words)
         for m in range(per_lane):
             j = uint32(uint32(lane) + uint32(m * WARP))
             if j < uint32(g):
@@ -104,7 +121,7 @@ def in_shared(rotation: Rotation, value_type: int, is_inverse: bool = False) -> 
                         value = _ptx.float_from_bits(uint32(bits << uint32(16)))
                     else:
                         value = _ptx.low_half(bits)
-                write(y, j, _ptx.multiply(value, signs[j]))
+                write(y, j, signed(value, signs[m], lane))
         _ptx.sync_warp()
 
     @device
@@ -134,18 +151,18 @@ def in_shared(rotation: Rotation, value_type: int, is_inverse: bool = False) -> 
                     pair = uint32(pair + uint32(WARP))
                 _ptx.sync_warp()
             mixed = cuda.local.array(per_lane, float32)
-            factors = cuda.const.array_like(scaled)
-            matrix = cuda.const.array_like(base)
+            signs = cuda.const.array_like(last_words)
+            matrix = cuda.const.array_like(rows)
             for m in range(per_lane):
                 j = uint32(min(uint32(uint32(lane) + uint32(m * WARP)), uint32(g - 1)))
-                column, row = uint32(j % uint32(width)), uint32(j // uint32(width))
-                value = _ptx.multiply(matrix[uint32(row * uint32(order))], read(y, column))
-                for b in range(1, order):
-                    term = _ptx.multiply(
-                        matrix[uint32(row * uint32(order) + uint32(b))], read(y, uint32(column + uint32(b * width)))
-                    )
-                    value = _ptx.add(value, term)
-                mixed[m] = _ptx.multiply(value, factors[j]) if order > 1 else _ptx.multiply(read(y, j), factors[j])
+                if order > 1:
+                    column, word = uint32(j % uint32(width)), matrix[uint32(j // uint32(width))]
+                    value = signed(read(y, column), word, uint32(0))
+                    for b in range(1, order):
+                        value = _ptx.add(value, signed(read(y, uint32(column + uint32(b * width))), word, uint32(b)))
+                else:
+                    value = read(y, j)
+                mixed[m] = signed(_ptx.multiply(value, scale), signs[m], lane)
             _ptx.sync_warp()
             for m in range(per_lane):
                 j = uint32(uint32(lane) + uint32(m * WARP))

@@ -6,7 +6,6 @@ any strides but along head_dim. A kernel is compiled on the first call for its f
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from turbocode.errors import OptionError
 from turbocode.formats.block_format import BlockFormat
 from turbocode.kernels import _launch
-from turbocode.kernels._launch import DeviceArray, device_array, stream_handle
+from turbocode.kernels._launch import DeviceArray, device_array, look, stream_handle
 from turbocode.kernels.fwht.hadamard import Rotation
 from turbocode.kernels.fwht.lanes import is_power_of_two
 from turbocode.kernels.gpu_call import (
@@ -26,9 +25,17 @@ from turbocode.kernels.gpu_call import (
     check_blocks,
     check_vectors,
     is_word_aligned,
+    make_plan,
     start,
 )
-from turbocode.kernels.scalar import decode_lanes, decode_shared, encode_lanes, encode_shared
+from turbocode.kernels.scalar import (
+    decode_lanes,
+    decode_shared,
+    decode_tensor,
+    encode_lanes,
+    encode_shared,
+    encode_tensor,
+)
 from turbocode.kernels.scalar.decode_lanes import DecodeVariant
 from turbocode.kernels.scalar.encode_lanes import EncodeVariant
 from turbocode.kernels.scalar.gpu_steps import CENTROIDS_AT, N_FACTS, TABLE_SIZE
@@ -40,14 +47,28 @@ KernelChoice = Callable[[EncodeVariant], tuple[Any, int, int]]
 
 
 def encode_choice(variant: EncodeVariant) -> tuple[Any, int, int]:
-    """The scalar encoder for a variant."""
+    """The scalar encoder for a variant whose blocks are the CPU's."""
     if is_power_of_two(variant.block_format.group_size):
         return (*encode_lanes.encode_kernel(variant), encode_lanes.THREADS)
     return (*encode_shared.encode_kernel(variant), encode_shared.THREADS)
 
 
+def fast_encode_choice(variant: EncodeVariant) -> tuple[Any, int, int]:
+    """The fastest scalar encoder for a variant with a symmetric codebook."""
+    if encode_tensor.can_encode(variant):
+        return (*encode_tensor.encode_kernel(variant), encode_tensor.THREADS)
+    return encode_choice(variant)
+
+
+def fast_decode_choice(variant: DecodeVariant) -> tuple[Any, int, int]:
+    """The fastest decoder for a variant."""
+    if decode_tensor.can_decode(variant):
+        return (*decode_tensor.decode_kernel(variant), decode_tensor.THREADS)
+    return decode_choice(variant)
+
+
 def decode_choice(variant: DecodeVariant) -> tuple[Any, int, int]:
-    """The decoder for a variant."""
+    """The decoder for a variant whose values are the CPU's."""
     if is_power_of_two(variant.block_format.group_size):
         return (*decode_lanes.decode_kernel(variant), decode_lanes.THREADS)
     return (*decode_shared.decode_kernel(variant), decode_shared.THREADS)
@@ -81,46 +102,55 @@ class Encoder:
     ) -> None:
         self.block_format, self.rotation, self.mode = block_format, rotation, mode
         self._table, self._choose = np.ascontiguousarray(table, np.float32), choose
-        self._plans: dict[Any, Plan] = {}
+        self._plans: dict[Any, tuple[Plan, Any]] = {}
 
     def __call__(self, values: Any, *, out: Any = None, starts: Any = None, stream: Any = None) -> Any:
         return self._run(values, out, starts, stream, is_measured=False)[0]
 
-    def measured(self, values: Any, *, out: Any = None, stream: Any = None) -> tuple[Any, Any, Any]:
-        """(blocks, facts, flags) of the vectors."""
-        return self._run(values, out, None, stream, is_measured=True)
+    def measured(
+        self, values: Any, *, out: Any = None, room: tuple[Any, Any] | None = None, stream: Any = None
+    ) -> tuple[Any, Any, Any]:
+        """(blocks, facts, flags) of the vectors; room : the arrays for facts and flags, new ones by default."""
+        return self._run(values, out, None, stream, is_measured=True, room=room)
 
-    def _run(self, values: Any, out: Any, starts: Any, stream: Any, *, is_measured: bool) -> tuple[Any, Any, Any]:
-        source = device_array(values)
-        head_dim = source.shape[-1] if source.shape else 0
+    def _run(
+        self, values: Any, out: Any, starts: Any, stream: Any, *, is_measured: bool, room: Any = None
+    ) -> tuple[Any, Any, Any]:
         if out is None:
-            if starts is not None:
-                raise OptionError("`starts` says where in `out` to write, and `out` is not given")
-            bytes_per_vector = head_dim // self.block_format.group_size * self.block_format.bytes_per_group
-            out = _launch.empty(source, (*source.shape[:-1], bytes_per_vector), "uint8")
-        target = device_array(out)
-        key = (source.shape, source.strides, source.dtype, target.shape, target.strides, starts is None, is_measured)
-        aligned = is_word_aligned(source), is_word_aligned(target)
-        plan = self._plans.get((key, aligned))
-        if plan is None:
-            plan = self._plans[key, aligned] = self._plan(source, target, starts is not None, is_measured)
-        if source.device != target.device:
-            raise OptionError(f"values are on GPU {source.device}, blocks on GPU {target.device}; one is allowed")
+            out = self._new_blocks(device_array(values), starts)
+        source_key, source, device, current = look(values)
+        target_key, target, _, _ = look(out)
+        key = source_key, target_key, starts is None, is_measured
+        found = self._plans.get(key)
+        if found is None:
+            plan = self._plan(device_array(values), device_array(out), starts is not None, is_measured)
+            found = self._plans[key] = plan, device_table(self._table, device)
+        plan, table = found
         facts = flags = None
-        pointers: tuple[Any, ...] = (source.pointer, target.pointer, device_table(self._table, source.device), 0, 0)
+        pointers: tuple[Any, ...] = (source, target, table, 0, 0)
         if is_measured:
-            n = plan.counts[0]
-            facts, flags = _launch.empty(source, (n, N_FACTS), "float32"), _launch.empty(source, (n,), "uint8")
-            pointers = (*pointers[:3], device_array(facts).pointer, device_array(flags).pointer)
-        begin = 0 if starts is None else _starts_pointer(starts, target)
-        start(plan, source.device, stream_handle(stream, source.stream), pointers, begin)
+            facts, flags = room or self._room(device_array(values), plan)
+            pointers = (source, target, table, device_array(facts).pointer, device_array(flags).pointer)
+        begin = 0 if starts is None else _starts_pointer(starts, device_array(out))
+        start(plan, device, stream_handle(stream, current), pointers, begin)
         return out, facts, flags
+
+    def _new_blocks(self, source: DeviceArray, starts: Any) -> Any:
+        if starts is not None:
+            raise OptionError("`starts` says where in `out` to write, and `out` is not given")
+        n_groups = (source.shape[-1] if source.shape else 0) // self.block_format.group_size
+        return _launch.empty(source, (*source.shape[:-1], n_groups * self.block_format.bytes_per_group), "uint8")
+
+    def _room(self, source: DeviceArray, plan: Plan) -> tuple[Any, Any]:
+        n = plan.counts[0]
+        return _launch.empty(source, (n, N_FACTS), "float32"), _launch.empty(source, (n,), "uint8")
 
     def _plan(self, source: DeviceArray, target: DeviceArray, has_starts: bool, is_measured: bool) -> Plan:
         form = self.block_format
         g, head_dim = form.group_size, source.shape[-1] if source.shape else 0
         if head_dim == 0 or head_dim % g:
             raise OptionError(f"{form.name} encodes vectors of multiples of {g} values; values have shape {source.shape}")
+        _check_device(source, target, "values", "blocks")
         check_vectors(source, head_dim, "values")
         check_blocks(target, head_dim // g * form.bytes_per_group, "blocks")
         if is_power_of_two(g) and not form.is_trellis:
@@ -145,7 +175,7 @@ class Encoder:
             form, self.rotation, self.mode, value_type, is_measured, form_of_call.reads_strided, writes_strided
         )
         kernel, per_block, threads = self._choose(variant)
-        return Plan(kernel, -(-form_of_call.n_groups // per_block), threads, (*form_of_call.arguments(), capacity))
+        return make_plan(kernel, per_block, threads, form_of_call, capacity)
 
 
 class Decoder:
@@ -155,29 +185,35 @@ class Decoder:
     The rotation `none` leaves the values in the rotated basis.
     """
 
-    def __init__(self, block_format: BlockFormat, rotation: Rotation, table: NDArray[np.float32]) -> None:
-        self.block_format, self.rotation = block_format, rotation
+    def __init__(
+        self,
+        block_format: BlockFormat,
+        rotation: Rotation,
+        table: NDArray[np.float32],
+        choose: Callable[[DecodeVariant], tuple[Any, int, int]] = decode_choice,
+    ) -> None:
+        self.block_format, self.rotation, self._choose = block_format, rotation, choose
         self._table = np.ascontiguousarray(table, np.float32)
-        self._plans: dict[Any, Plan] = {}
+        self._plans: dict[Any, tuple[Plan, Any]] = {}
 
     def __call__(self, blocks: Any, *, dtype: str = "float16", out: Any = None, stream: Any = None) -> Any:
-        source = device_array(blocks)
         if out is None:
-            if dtype not in VALUE_TYPES:
-                raise OptionError(f"dtype {dtype!r} is not one of {', '.join(VALUE_TYPES)}")
-            n_groups = (source.shape[-1] if source.shape else 0) // self.block_format.bytes_per_group
-            out = _launch.empty(source, (*source.shape[:-1], n_groups * self.block_format.group_size), dtype)
-        target = device_array(out)
-        key = source.shape, source.strides, target.shape, target.strides, target.dtype
-        aligned = is_word_aligned(source), is_word_aligned(target)
-        plan = self._plans.get((key, aligned))
-        if plan is None:
-            plan = self._plans[key, aligned] = self._plan(source, target)
-        if source.device != target.device:
-            raise OptionError(f"blocks are on GPU {source.device}, values on GPU {target.device}; one is allowed")
-        pointers = source.pointer, target.pointer, device_table(self._table, source.device)
-        start(plan, source.device, stream_handle(stream, source.stream), pointers)
+            out = self._new_vectors(device_array(blocks), dtype)
+        source_key, source, device, current = look(blocks)
+        target_key, target, _, _ = look(out)
+        found = self._plans.get((source_key, target_key))
+        if found is None:
+            plan = self._plan(device_array(blocks), device_array(out))
+            found = self._plans[source_key, target_key] = plan, device_table(self._table, device)
+        plan, table = found
+        start(plan, device, stream_handle(stream, current), (source, target, table))
         return out
+
+    def _new_vectors(self, source: DeviceArray, dtype: str) -> Any:
+        if dtype not in VALUE_TYPES:
+            raise OptionError(f"dtype {dtype!r} is not one of {', '.join(VALUE_TYPES)}")
+        n_groups = (source.shape[-1] if source.shape else 0) // self.block_format.bytes_per_group
+        return _launch.empty(source, (*source.shape[:-1], n_groups * self.block_format.group_size), dtype)
 
     def _plan(self, source: DeviceArray, target: DeviceArray) -> Plan:
         form = self.block_format
@@ -187,6 +223,7 @@ class Decoder:
                 f"{form.name} decodes rows of multiples of {form.bytes_per_group} bytes; blocks have shape {source.shape}"
             )
         per_vector = n_bytes // form.bytes_per_group
+        _check_device(source, target, "blocks", "values")
         check_blocks(source, n_bytes, "blocks")
         check_vectors(target, per_vector * form.group_size, "values")
         if target.shape[:-1] != source.shape[:-1]:
@@ -205,8 +242,15 @@ class Decoder:
         reads_strided = form_of_call.reads_strided or not is_word_aligned(source)
         value_type = VALUE_TYPES[target.dtype]
         variant = DecodeVariant(form, self.rotation, value_type, reads_strided, form_of_call.writes_strided)
-        kernel, per_block, threads = decode_choice(variant)
-        return Plan(kernel, -(-form_of_call.n_groups // per_block), threads, (*form_of_call.arguments(), 0))
+        kernel, per_block, threads = self._choose(variant)
+        return make_plan(kernel, per_block, threads, form_of_call)
+
+
+def _check_device(source: DeviceArray, target: DeviceArray, source_name: str, target_name: str) -> None:
+    if source.device != target.device:
+        raise OptionError(
+            f"{source_name} are on GPU {source.device}, {target_name} on GPU {target.device}; one GPU is allowed"
+        )
 
 
 def _starts_pointer(starts: Any, target: DeviceArray) -> Any:

@@ -88,7 +88,7 @@ def decode_kernel(variant: DecodeVariant) -> tuple[Any, int]:
         first = uint32(uint32(cuda.blockIdx.x) * uint32(per_block) + thread // uint32(32) * uint32(per_warp))
         group = uint32(first + lane // uint32(n_lanes))
         read_in(
-            mine, source, first, group, lane, n_groups, per_vector, n_tokens, n_heads, in_token, in_head, in_seq, capacity, starts
+            mine, source, first, lane, n_groups, per_vector, n_tokens, n_heads, in_token, in_head, in_seq, capacity, starts
         )
         centroid = _ZERO
         if has_table:

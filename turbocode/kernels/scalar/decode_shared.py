@@ -10,7 +10,7 @@ import numpy as np
 from turbocode.formats.block_format import BlockFormat, Layout
 from turbocode.kernels import _ptx
 from turbocode.kernels._cuda import at, cuda, device, kernel, shared_address, types
-from turbocode.kernels.fwht.in_shared import WARP, in_shared, write
+from turbocode.kernels.fwht.in_shared import WARP, in_shared, sign_words, signed, write
 from turbocode.kernels.fwht.lanes import VALUE_BYTES
 from turbocode.kernels.scalar.decode_lanes import DecodeVariant
 from turbocode.kernels.scalar.gpu_steps import CENTROIDS_AT
@@ -30,11 +30,12 @@ def decode_kernel(variant: DecodeVariant) -> tuple[Any, int]:
     g, group_bytes = form.group_size, form.bytes_per_group
     spot = in_shared(rotation, variant.out_type, is_inverse=True)
     store, transform = spot.store, spot.transform
-    signs = rotation.signs_after
+    signs = sign_words(rotation.signs_after)
     take = _taker(form)
     reads_strided = variant.reads_strided
     place = row_address(group_bytes)
     write_at = group_address(variant.writes_strided, g * VALUE_BYTES[variant.out_type])
+    per_lane = -(-g // WARP)
     n_words = g + tile_bytes(group_bytes) // 4
     n_scratch = n_words * WARPS
 
@@ -78,10 +79,10 @@ def decode_kernel(variant: DecodeVariant) -> tuple[Any, int]:
                 byte = uint32(byte + uint32(WARP))
             _ptx.sync_warp()
             first = cuda.const.array_like(signs)
-            j = lane
-            while j < uint32(g):
-                write(y, j, _ptx.multiply(take(block, table, j), first[j]))
-                j = uint32(j + uint32(WARP))
+            for m in range(per_lane):
+                j = uint32(lane + uint32(m * WARP))
+                if j < uint32(g):
+                    write(y, j, signed(take(block, table, j), first[m], lane))
             _ptx.sync_warp()
             transform(y, lane)
             store(write_at(target, group, per_vector, n_tokens, n_heads, out_token, out_head, out_seq), y, lane)

@@ -18,6 +18,7 @@ from turbocode.kernels.fwht.lanes import CHUNK, VALUE_BYTES, lanes_for, loader, 
 from turbocode.kernels.scalar import gpu_steps as steps
 from turbocode.kernels.scalar.gpu_steps import CENTROIDS_AT, N_FACTS
 from turbocode.kernels.scalar.norm_mode import NormMode
+from turbocode.kernels.scalar.place import word_placer
 from turbocode.kernels.scalar.tile import tile_bytes, tile_writer
 from turbocode.kernels.vectors import N_GEOMETRY_ARGS, group_address
 
@@ -142,7 +143,7 @@ def encode_kernel(variant: EncodeVariant) -> tuple[Any, int]:
             flag = uint32(flag | uint32(steps.SATURATED))
         _ptx.sync_warp()
         write_out(
-            mine, target, first, group, lane, n_groups, per_vector, n_tokens, n_heads, out_token, out_head, out_seq, capacity, starts
+            mine, target, first, lane, n_groups, per_vector, n_tokens, n_heads, out_token, out_head, out_seq, capacity, starts
         )
         if is_measured and t == uint32(0) and group < n_groups:
             _ptx.store_u8(flags + uint64(group), flag)
@@ -167,14 +168,13 @@ def _filler(form: BlockFormat, mode: NormMode, is_measured: bool) -> Any:
 
 
 def _codebook_filler(form: BlockFormat, mode: NormMode, is_measured: bool) -> Any:
-    bits, is_split = form.bits, form.layout is Layout.SPLIT_PLANES
+    bits = form.bits
     lanes = lanes_for(form.group_size)
     n_lanes, n_values, n_chunks = lanes.lanes, lanes.values, lanes.values // CHUNK
     index, corrected = steps.searcher(bits), steps.norm_corrector(mode)
     total = sums_of_products(n_lanes, n_values)
-    block_bytes, per_block = form.bytes_per_block, form.values_per_block
+    put = word_placer(form, n_lanes)
     needs_product = is_measured or mode in (NormMode.MSE, NormMode.UNBIASED)
-    low_bytes = per_block // 4
 
     @device
     def fill(
@@ -207,25 +207,7 @@ def _codebook_filler(form: BlockFormat, mode: NormMode, is_measured: bool) -> An
         wanted = corrected(full, uc, cc)
         stored = steps.half_bits(wanted)
         for chunk in range(n_chunks):
-            position = uint32(uint32(chunk * CHUNK * n_lanes) + t * uint32(CHUNK))
-            number = uint32(position // uint32(per_block))
-            within = uint32(position - number * uint32(per_block))
-            start = at(block, number * uint32(block_bytes))
-            if within == uint32(0):
-                _ptx.store_shared_u16(start, stored)
-            word = words[chunk]
-            if is_split:
-                low, high = uint32(0), uint32(0)
-                for e in range(CHUNK):
-                    i = uint32(word >> uint32(3 * e))
-                    low = uint32(low | uint32(uint32(i & uint32(3)) << uint32(2 * e)))
-                    high = uint32(high | uint32(uint32(uint32(i >> uint32(2)) & uint32(1)) << uint32(e)))
-                _ptx.store_shared_u16(at(start, uint32(2) + within // uint32(4)), low)
-                _ptx.store_shared_u8(at(start, uint32(2 + low_bytes) + within // uint32(8)), high)
-            else:
-                place = at(start, uint32(2) + uint32(within // uint32(CHUNK)) * uint32(bits))
-                for byte in range(bits):
-                    _ptx.store_shared_u8(at(place, uint32(byte)), uint32(word >> uint32(8 * byte)))
+            put(block, chunk, t, words[chunk], stored)
         if is_measured:
             gain = _ptx.low_half(stored)
             ratio = _ptx.divide(gain, factor)

@@ -50,12 +50,15 @@ def row_address(group_bytes: int) -> Any:
 
 
 @functools.cache
-def tile_writer(is_strided: bool, group_bytes: int, n_lanes: int) -> Any:
-    """write(tile, base, first, group, lane, geometry...): the warp's groups, from `first` on, to global memory.
+def tile_writer(is_strided: bool, group_bytes: int, n_lanes: int, per_warp: int = 0) -> Any:
+    """write(tile, base, first, lane, geometry...): the warp's groups, from `first` on, to global memory.
 
+    per_warp : groups of a warp, 32 / n_lanes or a multiple of it
     Contiguous blocks go out in words of 16 bytes, for which base must be a multiple of 16.
     """
-    per_warp = 32 // n_lanes
+    at_once = 32 // n_lanes
+    per_warp = per_warp or at_once
+    n_turns = per_warp // at_once
     n_bytes = per_warp * group_bytes
     place = row_address(group_bytes)
     is_whole = n_bytes % WORD == 0
@@ -67,7 +70,6 @@ def tile_writer(is_strided: bool, group_bytes: int, n_lanes: int) -> Any:
             tile: Any,
             base: Any,
             first: Any,
-            group: Any,
             lane: Any,
             n_groups: Any,
             per_vector: Any,
@@ -79,13 +81,17 @@ def tile_writer(is_strided: bool, group_bytes: int, n_lanes: int) -> Any:
             capacity: Any,
             starts: Any,
         ) -> None:
-            if group < n_groups:
-                target = place(base, group, per_vector, n_tokens, n_heads, token, head, seq, capacity, starts)
-                source = at(tile, uint32(lane // uint32(n_lanes)) * uint32(group_bytes))
-                byte = uint32(lane % uint32(n_lanes))
-                while byte < uint32(group_bytes) and target != uint64(0):
-                    _ptx.store_u8(target + uint64(byte), _ptx.load_shared_u8(at(source, byte)))
-                    byte = uint32(byte + uint32(n_lanes))
+            for turn in range(n_turns):
+                row = uint32(uint32(lane // uint32(n_lanes)) + uint32(turn * at_once))
+                if uint32(first + row) < n_groups:
+                    target = place(
+                        base, uint32(first + row), per_vector, n_tokens, n_heads, token, head, seq, capacity, starts
+                    )
+                    source = at(tile, uint32(row * uint32(group_bytes)))
+                    byte = uint32(lane % uint32(n_lanes))
+                    while byte < uint32(group_bytes) and target != uint64(0):
+                        _ptx.store_u8(target + uint64(byte), _ptx.load_shared_u8(at(source, byte)))
+                        byte = uint32(byte + uint32(n_lanes))
 
     else:
 
@@ -94,7 +100,6 @@ def tile_writer(is_strided: bool, group_bytes: int, n_lanes: int) -> Any:
             tile: Any,
             base: Any,
             first: Any,
-            group: Any,
             lane: Any,
             n_groups: Any,
             per_vector: Any,
@@ -124,9 +129,11 @@ def tile_writer(is_strided: bool, group_bytes: int, n_lanes: int) -> Any:
 
 
 @functools.cache
-def tile_reader(is_strided: bool, group_bytes: int, n_lanes: int) -> Any:
-    """read(tile, base, first, group, lane, geometry...): the inverse of `tile_writer`; a barrier must follow."""
-    per_warp = 32 // n_lanes
+def tile_reader(is_strided: bool, group_bytes: int, n_lanes: int, per_warp: int = 0) -> Any:
+    """read(tile, base, first, lane, geometry...): the inverse of `tile_writer`; a barrier must follow."""
+    at_once = 32 // n_lanes
+    per_warp = per_warp or at_once
+    n_turns = per_warp // at_once
     n_bytes = per_warp * group_bytes
     place = row_address(group_bytes)
     is_whole = n_bytes % WORD == 0
@@ -138,7 +145,6 @@ def tile_reader(is_strided: bool, group_bytes: int, n_lanes: int) -> Any:
             tile: Any,
             base: Any,
             first: Any,
-            group: Any,
             lane: Any,
             n_groups: Any,
             per_vector: Any,
@@ -150,16 +156,18 @@ def tile_reader(is_strided: bool, group_bytes: int, n_lanes: int) -> Any:
             capacity: Any,
             starts: Any,
         ) -> None:
-            near = uint32(min(uint64(group), uint64(n_groups - uint64(1))))
-            source = place(base, near, per_vector, n_tokens, n_heads, token, head, seq, capacity, starts)
-            target = at(tile, uint32(lane // uint32(n_lanes)) * uint32(group_bytes))
-            byte = uint32(lane % uint32(n_lanes))
-            while byte < uint32(group_bytes):
-                value = uint32(0)
-                if source != uint64(0):
-                    value = _ptx.load_u8(source + uint64(byte))
-                _ptx.store_shared_u8(at(target, byte), value)
-                byte = uint32(byte + uint32(n_lanes))
+            for turn in range(n_turns):
+                row = uint32(uint32(lane // uint32(n_lanes)) + uint32(turn * at_once))
+                near = uint32(min(uint64(first + row), uint64(n_groups - uint64(1))))
+                source = place(base, near, per_vector, n_tokens, n_heads, token, head, seq, capacity, starts)
+                target = at(tile, uint32(row * uint32(group_bytes)))
+                byte = uint32(lane % uint32(n_lanes))
+                while byte < uint32(group_bytes):
+                    value = uint32(0)
+                    if source != uint64(0):
+                        value = _ptx.load_u8(source + uint64(byte))
+                    _ptx.store_shared_u8(at(target, byte), value)
+                    byte = uint32(byte + uint32(n_lanes))
 
     else:
 
@@ -168,7 +176,6 @@ def tile_reader(is_strided: bool, group_bytes: int, n_lanes: int) -> Any:
             tile: Any,
             base: Any,
             first: Any,
-            group: Any,
             lane: Any,
             n_groups: Any,
             per_vector: Any,
