@@ -149,3 +149,12 @@ def n_devices() -> int:
 def make_current(device_number: int) -> None:
     """Make launches of this thread go to the device; its primary context, as torch and CuPy use."""
     cuda.select_device(device_number)
+
+
+def resident_blocks(function: Any, threads: int, device_number: int) -> int:
+    """Blocks of a loaded kernel that the device runs at once."""
+    from cuda.bindings import driver
+
+    with cuda.gpus[device_number]:
+        status, per_multiprocessor = driver.cuOccupancyMaxActiveBlocksPerMultiprocessor(function, threads, 0)
+        return max(1, int(per_multiprocessor)) * multiprocessors()

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from turbocode.errors import DeviceError, OptionError
-from turbocode.kernels._cuda import IS_SIMULATED, Address, load_kernel, make_current, n_devices
+from turbocode.kernels._cuda import IS_SIMULATED, Address, load_kernel, make_current, n_devices, resident_blocks
 
 INSTALL_HINT = "pip install 'turbocode[cu13]' (CUDA 13 drivers) or 'turbocode[cu12]'"
 _ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "uint8": 1, "int32": 4}
@@ -223,14 +223,23 @@ def _parameters(args: tuple[int, ...]) -> int:
     return int(buffers[2])
 
 
-def launch(kernel: Any, grid: int, threads: int, device: int, stream: int, args: tuple[Any, ...]) -> None:
-    """Start a kernel, whose arguments are addresses and counts, compiling it for the device if it is new there."""
+def launch(
+    kernel: Any, grid: int, threads: int, device: int, stream: int, args: tuple[Any, ...], is_persistent: bool = False
+) -> None:
+    """Start a kernel, whose arguments are addresses and counts, compiling it for the device if it is new there.
+
+    is_persistent : blocks go through all work together, so that no more are started than run at once
+    """
     if IS_SIMULATED:
         kernel.launch(grid, threads, *args)
         return
-    function = _loaded.get((kernel, device))
-    if function is None:
-        function = _loaded[kernel, device] = load_kernel(kernel, len(args), device)
+    found = _loaded.get((kernel, device))
+    if found is None:
+        function = load_kernel(kernel, len(args), device)
+        found = _loaded[kernel, device] = function, resident_blocks(function, threads, device)
+    function, resident = found
+    if is_persistent and grid > resident:
+        grid = resident
     if n_devices() > 1 or not hasattr(_thread, "has_context"):
         make_current(device)
         _thread.has_context = True

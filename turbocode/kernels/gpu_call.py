@@ -10,14 +10,12 @@ from typing import Any
 
 from turbocode.errors import OptionError
 from turbocode.kernels import _launch
-from turbocode.kernels._cuda import multiprocessors
 from turbocode.kernels._launch import DeviceArray
 from turbocode.kernels.fwht.lanes import BFLOAT16, FLOAT16, FLOAT32
 from turbocode.kernels.vectors import Geometry
 
 VALUE_TYPES = {"float16": FLOAT16, "bfloat16": BFLOAT16, "float32": FLOAT32}
 WORD = 16  # bytes of the widest load
-RESIDENT_THREADS = 2048  # of a multiprocessor, at most
 
 
 @dataclass(frozen=True)
@@ -28,17 +26,12 @@ class Plan:
     grid: int
     threads: int
     counts: tuple[int, ...]
+    is_persistent: bool = False
 
 
 def make_plan(kernel: Any, per_block: int, threads: int, batch: Geometry, capacity: int = 0) -> Plan:
-    """The plan of a kernel whose blocks handle per_block groups each; 0: as many blocks as the device runs at once."""
-    if per_block:
-        grid = -(-batch.n_groups // per_block)
-    else:
-        per_warp_groups = 8
-        needed = -(-batch.n_groups // (threads // 32 * per_warp_groups))
-        grid = min(needed, multiprocessors() * RESIDENT_THREADS // threads)
-    return Plan(kernel, grid, threads, (*batch.arguments(), capacity))
+    """The plan of a kernel whose blocks handle per_block groups each; a negative number: at a time, until all are done."""
+    return Plan(kernel, -(-batch.n_groups // abs(per_block)), threads, (*batch.arguments(), capacity), per_block < 0)
 
 
 def check_vectors(array: DeviceArray, n_values: int, name: str) -> None:
@@ -84,4 +77,4 @@ def start(plan: Plan, device: int, stream: int, pointers: tuple[Any, ...], start
     """Run the plan's kernel on `pointers`; nothing if there is no group."""
     if plan.grid:
         args = (*pointers, *plan.counts, starts)
-        _launch.launch(plan.kernel, plan.grid, plan.threads, device, stream, args)
+        _launch.launch(plan.kernel, plan.grid, plan.threads, device, stream, args, plan.is_persistent)

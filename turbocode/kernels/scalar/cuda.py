@@ -120,9 +120,15 @@ class Encoder:
             out = self._new_blocks(device_array(values), starts)
         source_key, source, device, current = look(values)
         target_key, target, _, _ = look(out)
-        key = source_key, target_key, starts is None, is_measured
+        begin: Any = 0
+        starts_key = None
+        if starts is not None:
+            starts_key, begin, _, _ = look(starts)
+        key = source_key, target_key, starts_key, is_measured
         found = self._plans.get(key)
         if found is None:
+            if starts is not None:
+                _check_starts(device_array(starts), device_array(out))
             plan = self._plan(device_array(values), device_array(out), starts is not None, is_measured)
             found = self._plans[key] = plan, device_table(self._table, device)
         plan, table = found
@@ -131,7 +137,6 @@ class Encoder:
         if is_measured:
             facts, flags = room or self._room(device_array(values), plan)
             pointers = (source, target, table, device_array(facts).pointer, device_array(flags).pointer)
-        begin = 0 if starts is None else _starts_pointer(starts, device_array(out))
         start(plan, device, stream_handle(stream, current), pointers, begin)
         return out, facts, flags
 
@@ -253,16 +258,14 @@ def _check_device(source: DeviceArray, target: DeviceArray, source_name: str, ta
         )
 
 
-def _starts_pointer(starts: Any, target: DeviceArray) -> Any:
-    array = device_array(starts)
-    if array.dtype != "int32" or array.shape != target.shape[:1] or array.device != target.device:
+def _check_starts(starts: DeviceArray, target: DeviceArray) -> None:
+    if starts.dtype != "int32" or starts.shape != target.shape[:1] or starts.device != target.device:
         raise OptionError(
-            f"starts are {array.dtype} of shape {array.shape} on GPU {array.device}; "
-            f"allowed is int32 ({target.shape[0]},) on GPU {target.device}"
+            f"starts are {starts.dtype} of shape {starts.shape} on GPU {starts.device}; "
+            f"allowed is int32 {target.shape[:1]} on GPU {target.device}"
         )
-    if array.strides[0] != 4 and array.shape[0] > 1:
+    if starts.shape[0] > 1 and starts.strides[0] != 4:
         raise OptionError("starts are not contiguous; copy them first")
-    return array.pointer
 
 
 # Tables stay on a device once they are there; a codec has one or one per head.

@@ -18,11 +18,11 @@ from turbocode.kernels.fwht.lanes import CHUNK, FLOAT16, FLOAT32, VALUE_BYTES, l
 from turbocode.kernels.fwht.tensor_lanes import GROUPS, LANES, SIZES, pair_masks, tensor_lanes
 from turbocode.kernels.scalar.decode_lanes import DecodeVariant
 from turbocode.kernels.scalar.gpu_steps import CENTROIDS_AT
-from turbocode.kernels.scalar.tile import tile_bytes, tile_reader
+from turbocode.kernels.scalar.tile import WORD, tile_bytes, tile_reader
 from turbocode.kernels.vectors import group_address
 
 THREADS = 128
-BLOCKS_PER_MULTIPROCESSOR = 5
+BLOCKS_PER_MULTIPROCESSOR = 4
 
 float32, int32, uint32, uint64 = types.float32, types.int32, types.uint32, types.uint64
 _ZERO = np.float32(0.0)
@@ -37,7 +37,7 @@ def can_decode(variant: DecodeVariant) -> bool:
 
 @functools.cache
 def decode_kernel(variant: DecodeVariant) -> tuple[Any, int]:
-    """(kernel, 0): a grid of as many blocks as fit runs through all groups; arguments as those of decode_lanes.py."""
+    """(kernel, -groups that a block handles at a time): as many blocks as fit go through all groups; arguments as those of decode_lanes.py."""
     assert can_decode(variant), variant
     form, rotation, out_type = variant.block_format, variant.rotation, variant.out_type
     g, bits = form.group_size, form.bits
@@ -72,6 +72,31 @@ def decode_kernel(variant: DecodeVariant) -> tuple[Any, int]:
                 uint32(pack(r[v + 6], r[v + 7]) ^ masks[w + 3]),
             )
 
+    n_bytes = GROUPS * group_bytes
+    is_ahead = not variant.reads_strided and n_bytes % WORD == 0
+    n_loads = -(-n_bytes // (32 * WORD))
+    n_ahead = 4 * n_loads
+
+    @device
+    def fetch(ahead: Any, source: Any, first: Any, lane: Any, n_groups: Any) -> None:
+        """Load the blocks of the warp's groups from `first` on into registers, if they are all there."""
+        if is_ahead and uint64(first) + uint64(GROUPS) <= n_groups:
+            for number in range(n_loads):
+                byte = uint32(uint32(lane * uint32(WORD)) + uint32(number * 32 * WORD))
+                if byte < uint32(n_bytes):
+                    words = _ptx.stream_u32x4(source + (uint64(first) * uint64(group_bytes) + uint64(byte)))
+                    for e in range(4):
+                        ahead[4 * number + e] = words[e]
+
+    @device
+    def keep(ahead: Any, tile: Any, lane: Any) -> None:
+        """Put what `fetch` loaded into the warp's shared memory."""
+        for number in range(n_loads):
+            byte = uint32(uint32(lane * uint32(WORD)) + uint32(number * 32 * WORD))
+            if byte < uint32(n_bytes):
+                n = 4 * number
+                _ptx.store_shared_u32x4(at(tile, byte), ahead[n], ahead[n + 1], ahead[n + 2], ahead[n + 3])
+
     @kernel(launch_bounds=(THREADS, BLOCKS_PER_MULTIPROCESSOR))
     def decode(
         source: Any,
@@ -96,6 +121,7 @@ def decode_kernel(variant: DecodeVariant) -> tuple[Any, int]:
         masks = cuda.local.array(n_words, uint32)
         out_masks = cuda.local.array(n_words, uint32)
         columns = cuda.local.array(8, uint32)
+        ahead = cuda.local.array(n_ahead, uint32)
         r = cuda.local.array(n_values, float32)
         thread = uint32(cuda.threadIdx.x)
         lane = uint32(thread & uint32(31))
@@ -116,11 +142,17 @@ def decode_kernel(variant: DecodeVariant) -> tuple[Any, int]:
         halves = _ptx.pack_halves(centroid, centroid - high)
         first = uint32(uint32(uint32(cuda.blockIdx.x) * uint32(THREADS // 32) + thread // uint32(32)) * uint32(GROUPS))
         last = uint32(n_groups - uint64(1))
+        stride = uint32(uint32(cuda.gridDim.x) * uint32(THREADS // 32 * GROUPS))
+        fetch(ahead, source, first, lane, n_groups)
         while first <= last:
-            read_in(
-                mine, source, first, lane, n_groups, per_vector, n_tokens, n_heads, in_token, in_head, in_seq, capacity, starts
-            )
+            if is_ahead and uint64(first) + uint64(GROUPS) <= n_groups:
+                keep(ahead, mine, lane)
+            else:
+                read_in(
+                    mine, source, first, lane, n_groups, per_vector, n_tokens, n_heads, in_token, in_head, in_seq, capacity, starts
+                )
             _ptx.sync_warp()
+            fetch(ahead, source, uint32(first + stride), lane, n_groups)
             block = at(mine, uint32(row * uint32(group_bytes)))
             factor = _ptx.low_half(_ptx.load_shared_u16(block)) * turn_scale
             for chunk in range(n_chunks):
@@ -148,9 +180,9 @@ def decode_kernel(variant: DecodeVariant) -> tuple[Any, int]:
                     store(address, r)
                 else:
                     store_flipped(address, r, out_masks)
-            first = uint32(first + uint32(uint32(cuda.gridDim.x) * uint32(THREADS // 32 * GROUPS)))
+            first = uint32(first + stride)
 
-    return decode, 0
+    return decode, -(THREADS // 32 * GROUPS)
 
 
 def _index_reader(form: BlockFormat) -> Any:

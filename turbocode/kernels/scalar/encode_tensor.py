@@ -58,6 +58,12 @@ def can_encode(variant: EncodeVariant) -> bool:
     )
 
 
+@device
+def _whole(digits: Any) -> Any:
+    """A whole number below 2**23 from a float32; the sum puts it into the low bits, which is quicker than converting."""
+    return uint32(_ptx.float_bits(digits + MAGIC) & uint32(0x7FFFFF))
+
+
 def _index_masks(form: BlockFormat, signs: NDArray[np.float32]) -> NDArray[np.uint32]:
     """(4, chunks): what mirrors the indices in lane t's words where the sign after the rotation is negative."""
     bits = form.bits
@@ -68,7 +74,7 @@ def _index_masks(form: BlockFormat, signs: NDArray[np.float32]) -> NDArray[np.ui
 
 @functools.cache
 def encode_kernel(variant: EncodeVariant) -> tuple[Any, int]:
-    """(kernel, 0): a grid of as many blocks as fit runs through all groups; arguments as those of encode_lanes.py."""
+    """(kernel, -groups that a block handles at a time): as many blocks as fit go through all groups; arguments as those of encode_lanes.py."""
     assert can_encode(variant), variant
     form, rotation = variant.block_format, variant.rotation
     g, bits = form.group_size, form.bits
@@ -92,7 +98,8 @@ def encode_kernel(variant: EncodeVariant) -> tuple[Any, int]:
     root = np.float32(1.0 / np.sqrt(g))
     n_table = max(1, n_boundaries)
     uses_cells = bits == 4
-    per_digit = 24 // bits  # indices that a float32 holds
+    per_digit = 4 if bits == 4 else CHUNK  # indices that the 24 bits of a float32 hold
+    n_digits, per_word = n_values // per_digit, CHUNK // per_digit
     top_cell = np.float32(N_CELLS - 1)
 
     @device
@@ -113,35 +120,45 @@ def encode_kernel(variant: EncodeVariant) -> tuple[Any, int]:
         return _ptx.multiply_add(_ptx.multiply_add_saturated(size, reach, _ZERO), top_cell, MAGIC)
 
     @device
-    def digits(r: Any, first: Any, count: Any, boundaries: Any, inverse: Any, reach: Any, edge: Any, level: Any) -> Any:
-        """(magnitudes, signs) of r[first:first + count], fields of `bits` bits; a sign is 1 for values above 0."""
-        magnitudes, signs = _ZERO, _ZERO
-        for e in range(count):
+    def digits(
+        r: Any, magnitudes: Any, signs: Any, boundaries: Any, inverse: Any, reach: Any, edge: Any, level: Any
+    ) -> None:
+        """Per digit of n_digit values: fields of `bits` bits of the magnitudes' numbers; and signs, 1 for values above 0.
+
+        Digits side by side, so that their sums, each a chain of additions, go on at the same time.
+        """
+        for d in range(n_digits):
+            magnitudes[d], signs[d] = _ZERO, _ZERO
+        for e in range(per_digit):
             weight = float32(1 << (bits * e))
-            value = r[first + e]
-            size = abs(value)
-            if uses_cells:
-                cell = _ptx.float_bits(cell_of(size, reach))
-                bound, below = _ptx.shuffle_index_f32(edge, cell), _ptx.shuffle_index_f32(level, cell)
-                above = _ptx.multiply_add_saturated(size, inverse, bound)
-                magnitudes = _ptx.multiply_add(above, weight, _ptx.multiply_add(below, weight, magnitudes))
-            else:
-                for b in range(n_boundaries):
-                    above = _ptx.multiply_add_saturated(size, inverse, boundaries[b])
-                    magnitudes = _ptx.multiply_add(above, weight, magnitudes)
-            positive = _ptx.multiply_add_saturated(value, inverse, _ZERO)
-            signs = _ptx.multiply_add(positive, weight, signs)
-        return uint32(_ptx.to_int(magnitudes)), uint32(_ptx.to_int(signs))
+            for d in range(n_digits):
+                value = r[per_digit * d + e]
+                size = abs(value)
+                if uses_cells:
+                    cell = _ptx.float_bits(cell_of(size, reach))
+                    bound, below = _ptx.shuffle_index_f32(edge, cell), _ptx.shuffle_index_f32(level, cell)
+                    above = _ptx.multiply_add_saturated(size, inverse, bound)
+                    magnitudes[d] = _ptx.multiply_add(above, weight, _ptx.multiply_add(below, weight, magnitudes[d]))
+                else:
+                    for b in range(n_boundaries):
+                        above = _ptx.multiply_add_saturated(size, inverse, boundaries[b])
+                        magnitudes[d] = _ptx.multiply_add(above, weight, magnitudes[d])
+                positive = _ptx.multiply_add_saturated(value, inverse, _ZERO)
+                signs[d] = _ptx.multiply_add(positive, weight, signs[d])
 
     @device
     def finish(
         r: Any, table: Any, squares: Any, boundaries: Any, edge: Any, level: Any, reach: Any, mirror: Any, t: Any, block: Any
     ) -> None:
         """The blocks of the lane's group, whose transform is r."""
-        square = _ZERO
-        for v in range(n_values):
-            square = _ptx.multiply_add(r[v], r[v], square)
-        square = over_lanes(square)
+        even, odd = _ZERO, _ZERO
+        third, fourth = _ZERO, _ZERO
+        for v in range(0, n_values, 4):
+            even = _ptx.multiply_add(r[v], r[v], even)
+            odd = _ptx.multiply_add(r[v + 1], r[v + 1], odd)
+            third = _ptx.multiply_add(r[v + 2], r[v + 2], third)
+            fourth = _ptx.multiply_add(r[v + 3], r[v + 3], fourth)
+        square = over_lanes((even + odd) + (third + fourth))
         factor = _ONE
         is_extreme = not (square < steps.SAFE_SQUARE)
         if _ptx.any_lane(uint32(1 if is_extreme else 0)) != uint32(0):
@@ -159,14 +176,14 @@ def encode_kernel(variant: EncodeVariant) -> tuple[Any, int]:
         counts = cuda.local.array(n_magnitudes, uint32)
         for m in range(n_magnitudes):
             counts[m] = uint32(0)
+        found = cuda.local.array(n_digits, float32)
+        found_signs = cuda.local.array(n_digits, float32)
+        digits(r, found, found_signs, boundaries, steep, short * reach, edge, level)
         for chunk in range(n_chunks):
-            if bits == 4:
-                low, low_signs = digits(r, CHUNK * chunk, 4, boundaries, steep, short * reach, edge, level)
-                high, high_signs = digits(r, CHUNK * chunk + 4, 4, boundaries, steep, short * reach, edge, level)
-                magnitudes = uint32(low | uint32(high << uint32(16)))
-                signs = uint32(low_signs | uint32(high_signs << uint32(16)))
-            else:
-                magnitudes, signs = digits(r, CHUNK * chunk, CHUNK, boundaries, steep, short * reach, edge, level)
+            magnitudes, signs = _whole(found[per_word * chunk]), _whole(found_signs[per_word * chunk])
+            if per_word == 2:
+                magnitudes = uint32(magnitudes | uint32(_whole(found[2 * chunk + 1]) << uint32(16)))
+                signs = uint32(signs | uint32(_whole(found_signs[2 * chunk + 1]) << uint32(16)))
             first = uint32(magnitudes & uint32(field_one))
             if bits == 2:
                 counts[1] = uint32(counts[1] + _ptx.count_bits(first))
@@ -275,16 +292,17 @@ def encode_kernel(variant: EncodeVariant) -> tuple[Any, int]:
                     level = level + _ONE
         first = uint32(uint32(uint32(cuda.blockIdx.x) * uint32(THREADS // 32) + thread // uint32(32)) * uint32(GROUPS))
         last = uint32(n_groups - uint64(1))
+        stride = uint32(uint32(cuda.gridDim.x) * uint32(THREADS // 32 * GROUPS))
+        skip = uint64(t * uint32(16))
+        near = uint32(min(uint32(first + row), last))  # lanes beyond the end go along
+        load(read_at(source, near, per_vector, n_tokens, n_heads, in_token, in_head, in_seq) + skip, words)
         while first <= last:
-            near = uint32(min(uint32(first + row), last))  # lanes beyond the end go along
-            load(
-                read_at(source, near, per_vector, n_tokens, n_heads, in_token, in_head, in_seq) + uint64(t * uint32(16)),
-                words,
-            )
             if is_signed:
                 for w in range(n_words):
                     words[w] = uint32(words[w] ^ masks[w])
             transform(words, columns, r)
+            near = uint32(min(uint32(uint32(first + stride) + row), last))  # those of the next turn, on their way meanwhile
+            load(read_at(source, near, per_vector, n_tokens, n_heads, in_token, in_head, in_seq) + skip, words)
             block = at(mine, uint32(row * uint32(group_bytes)))
             finish(r, table, squares, boundaries, edge, level, reach, mirror, t, block)
             _ptx.sync_warp()
@@ -292,6 +310,6 @@ def encode_kernel(variant: EncodeVariant) -> tuple[Any, int]:
                 mine, target, first, lane, n_groups, per_vector, n_tokens, n_heads, out_token, out_head, out_seq, capacity, starts
             )
             _ptx.sync_warp()
-            first = uint32(first + uint32(uint32(cuda.gridDim.x) * uint32(THREADS // 32 * GROUPS)))
+            first = uint32(first + stride)
 
-    return encode, 0
+    return encode, -(THREADS // 32 * GROUPS)
