@@ -8,7 +8,7 @@ import click
 
 from turbocode.errors import OptionError
 from turbocode_cli.codec_options import k_option, v_option
-from turbocode_cli.options import device_option, json_option, max_memory_option, quiet_option
+from turbocode_cli.options import cpu_device_option, json_option, max_memory_option, quiet_option
 from turbocode_cli.output import emit, progress, table
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @click.option("--repeats", type=click.IntRange(1, 1000), default=7, show_default=True, help="Runs; the median counts.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the Gaussian inputs.")
 @max_memory_option
-@device_option
+@cpu_device_option
 @json_option
 @quiet_option
 def command(
@@ -40,7 +40,7 @@ def command(
     repeats: int,
     seed: int,
     max_memory: int,
-    device: str,
+    device: int | None,
     as_json: bool,
     quiet: bool,
 ) -> None:

@@ -11,7 +11,7 @@ from turbocode.errors import OptionError, QualityError
 from turbocode_cli.codec_options import k_option, recipe_from, recipe_option, v_option
 from turbocode_cli.options import (
     FILE,
-    device_option,
+    cpu_device_option,
     json_option,
     max_memory_option,
     nonfinite_option,
@@ -49,7 +49,7 @@ _COLUMNS = {
 @click.option("--fail-above", type=float, metavar="KL", help="Exit with 3 if the mean KL divergence exceeds this.")
 @nonfinite_option
 @max_memory_option
-@device_option
+@cpu_device_option
 @json_option
 @quiet_option
 def command(
@@ -61,7 +61,7 @@ def command(
     fail_above: float | None,
     nonfinite: str,
     max_memory: int,
-    device: str,
+    device: int | None,
     as_json: bool,
     quiet: bool,
 ) -> None:

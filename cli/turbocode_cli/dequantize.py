@@ -6,7 +6,15 @@ from pathlib import Path
 
 import click
 
-from turbocode_cli.options import FILE, force_option, json_option, max_memory_option, out_option, quiet_option
+from turbocode_cli.options import (
+    FILE,
+    device_option,
+    force_option,
+    json_option,
+    max_memory_option,
+    out_option,
+    quiet_option,
+)
 from turbocode_cli.output import emit, progress, size_text
 
 
@@ -21,6 +29,7 @@ from turbocode_cli.output import emit, progress, size_text
     help="Type of the values in the dump.",
 )
 @max_memory_option
+@device_option
 @force_option
 @json_option
 @quiet_option
@@ -29,6 +38,7 @@ def command(
     output: Path,
     logical_dtype: str | None,
     max_memory: int,
+    device: int | None,
     force: bool,
     as_json: bool,
     quiet: bool,
@@ -47,7 +57,13 @@ def command(
         n_vectors = 2 * sum(layer.n_seqs * source.metadata.n_kv_heads * layer.n_tokens for layer in source.layers)
         with progress("dequantize", n_vectors, quiet) as advance:
             result = dequantize_file(
-                source, output, max_memory=max_memory, logical_dtype=logical_dtype, force=force, advance=advance
+                source,
+                output,
+                max_memory=max_memory,
+                logical_dtype=logical_dtype,
+                device=device,
+                force=force,
+                advance=advance,
             )
     cut = f"; {result['saturated_values']:,} values were cut to 65504" if result["saturated_values"] else ""
     text = (

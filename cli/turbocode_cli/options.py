@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
-from turbocode.errors import DeviceError
+from turbocode.errors import DeviceError, OptionError
 
 MIN_MEMORY = 64 << 20
+INSTALL_CUDA = "pip install 'turbocode[cu13]' (drivers for CUDA 13) or 'turbocode[cu12]'"
 _SIZE = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*(?:([kmgt])(i?))?(b?)", re.IGNORECASE)
 
 # Whether a file exists is for the library to say (exit code 66); click would call it wrong usage.
@@ -47,19 +50,59 @@ def _parse_layers(ctx: click.Context, param: click.Parameter, value: str | None)
     return parse_layers(value)
 
 
-def _resolve_device(ctx: click.Context, param: click.Parameter, value: str) -> str:
-    if value == "auto":
-        if not ctx.resilient_parsing and not ctx.params.get("quiet"):
-            print("device: cpu (this version of turbocode computes on the CPU)", file=sys.stderr)
-        return "cpu"
-    if value == "cpu":
-        return value
-    if re.fullmatch(r"cuda(:[0-9]+)?", value):
-        raise DeviceError(
-            f"device {value} is not available: this version of turbocode computes on the CPU",
-            hint="--device cpu; versions with GPU kernels install with: pip install 'turbocode[cu13]'",
-        )
-    raise click.BadParameter(f"{value!r} is not one of auto, cpu, cuda, cuda:N", ctx, param)
+def resolve_device(name: str, quiet: bool, cpu_only: str | None = None) -> int | None:
+    """The number of the GPU to compute on, or None for the CPU, from auto, cpu, cuda or cuda:N.
+
+    `auto` takes the first GPU that Numba can use, and says on stderr which device it took and why.
+    cpu_only : why a command has no use for a GPU, if it has none
+    Raises DeviceError where a GPU is asked for and there is none of that number, and OptionError for other names.
+    """
+    match = re.fullmatch(r"cuda(?::([0-9]{1,4}))?", name)
+    if match is None and name not in ("auto", "cpu"):
+        raise OptionError(f"device {name!r} is not one of auto, cpu, cuda, cuda:N")
+    if name == "cpu":
+        return None
+    from turbocode.evaluation.environment import cuda_devices, cuda_problem
+
+    problem = cuda_problem()
+    if match is None:
+        if problem is None and cpu_only is None:
+            _say(quiet, f"device: cuda:0 ({cuda_devices()[0]})")
+            return 0
+        _say(quiet, f"device: cpu ({cpu_only or problem})")
+        return None
+    if problem:
+        raise DeviceError(f"device {name} is not available: {problem}", hint=f"{INSTALL_CUDA}, or --device cpu")
+    if cpu_only:
+        raise DeviceError(f"device {name} is not available here: {cpu_only}", hint="--device cpu or auto")
+    number, devices = int(match[1] or 0), cuda_devices()
+    if number >= len(devices):
+        found = ", ".join(f"cuda:{i} ({device})" for i, device in enumerate(devices))
+        raise DeviceError(f"device {name} is not available; there are {found}", hint="--device cuda:0, or --device cpu")
+    return number
+
+
+def _say(quiet: bool, text: str) -> None:
+    if not quiet:
+        print(text, file=sys.stderr)
+
+
+def _device_callback(cpu_only: str | None) -> Callable[[click.Context, click.Parameter, str], int | None]:
+    def resolve(ctx: click.Context, param: click.Parameter, value: str) -> int | None:
+        return resolve_device(value, ctx.resilient_parsing or bool(ctx.params.get("quiet")), cpu_only)
+
+    return resolve
+
+
+def _device_option(cpu_only: str | None, help_text: str) -> Callable[[Any], Any]:
+    return click.option(
+        "--device",
+        default="auto",
+        show_default=True,
+        metavar="auto|cpu|cuda[:N]",
+        callback=_device_callback(cpu_only),
+        help=help_text,
+    )
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of tables.")
@@ -76,14 +119,8 @@ max_memory_option = click.option(
 layers_option = click.option(
     "--layers", callback=_parse_layers, metavar="LIST", help="Only these layers, such as 0-3,7."
 )
-device_option = click.option(
-    "--device",
-    default="auto",
-    show_default=True,
-    metavar="auto|cpu|cuda[:N]",
-    callback=_resolve_device,
-    help="Where to compute; this version knows the CPU.",
-)
+device_option = _device_option(None, "Where to compute.")
+cpu_device_option = _device_option("attention over packed blocks has no GPU kernels yet", "Where to compute.")
 nonfinite_option = click.option(
     "--nonfinite",
     type=click.Choice(["error", "zero"]),

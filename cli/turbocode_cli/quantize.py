@@ -49,7 +49,7 @@ def command(
     nonfinite: str,
     dry_run: bool,
     max_memory: int,
-    device: str,
+    device: int | None,
     force: bool,
     as_json: bool,
     quiet: bool,
@@ -79,7 +79,9 @@ def command(
             return
         n_vectors = plan.n_values // source.metadata.head_dim
         with progress("quantize", n_vectors, quiet) as advance:
-            result = quantize_dump(source, output, recipe, max_memory=max_memory, force=force, advance=advance)
+            result = quantize_dump(
+                source, output, recipe, max_memory=max_memory, device=device, force=force, advance=advance
+            )
     emit(result, as_json, lambda console: _render(console, result))
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import sys
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from turbocode.errors import DeviceError, OptionError
-from turbocode_cli.options import FILE
+from turbocode.errors import OptionError
+from turbocode_cli.options import FILE, resolve_device
 from turbocode_cli.output import emit, progress, table
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ _OPTIONS = [
         help="Keep the training here after every iteration, and go on from there if it exists.",
     ),
     click.option(
-        "--device", default="auto", show_default=True, metavar="auto|cpu|cuda", help="Where paths are searched."
+        "--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]", help="Where paths are searched."
     ),
 ]
 NAMES = (
@@ -144,26 +144,15 @@ def run(request: TrellisRequest) -> None:
 
 
 def _path_search(device: str, quiet: bool) -> PathSearch:
-    """The search of cpu or cuda; `auto` takes the GPU where there is one and says which it took."""
-    from turbocode.evaluation.environment import cuda_problem
-    from turbocode.kernels.trellis import cpu
+    """The search of the CPU or of a GPU, which find the same paths."""
+    number = resolve_device(device, quiet)
+    if number is None:
+        from turbocode.kernels.trellis import cpu
 
-    if device not in ("auto", "cpu", "cuda"):
-        raise OptionError(f"device {device!r} is not one of auto, cpu, cuda")
-    problem = None if device == "cpu" else cuda_problem()
-    if device == "cuda" and problem:
-        raise DeviceError(
-            f"device cuda is not available: {problem}", hint="pip install 'turbocode[cu13]', or --device cpu"
-        )
-    if device == "cpu" or problem:
-        if device == "auto" and not quiet:
-            print(f"device: cpu ({problem})", file=sys.stderr)
         return cpu.viterbi
     from turbocode.kernels.trellis import cuda
 
-    if device == "auto" and not quiet:
-        print("device: cuda (a GPU was found)", file=sys.stderr)
-    return cuda.viterbi
+    return functools.partial(cuda.viterbi, device=number)
 
 
 def _train(

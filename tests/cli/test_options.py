@@ -6,7 +6,15 @@ import click
 import pytest
 
 from turbocode.errors import DeviceError, OptionError
-from turbocode_cli.options import MIN_MEMORY, device_option, layers_option, max_memory_option, quiet_option
+from turbocode.evaluation import environment
+from turbocode_cli.options import (
+    MIN_MEMORY,
+    device_option,
+    layers_option,
+    max_memory_option,
+    quiet_option,
+    resolve_device,
+)
 
 
 @click.command()
@@ -70,13 +78,31 @@ def test_all_layers_by_default() -> None:
     assert parse()["layers"] is None
 
 
-def test_device(capsys: pytest.CaptureFixture[str]) -> None:
-    assert parse("--device", "cpu")["device"] == "cpu" and capsys.readouterr().err == ""
-    assert parse("--device", "auto")["device"] == "cpu" and "CPU" in capsys.readouterr().err
-    assert parse("--device", "auto", "--quiet")["device"] == "cpu" and capsys.readouterr().err == ""
+def test_device_without_a_gpu(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "cuda_problem", lambda: "no NVIDIA driver is installed")
+    assert parse("--device", "cpu")["device"] is None and capsys.readouterr().err == ""
+    assert parse("--device", "auto")["device"] is None
+    assert capsys.readouterr().err == "device: cpu (no NVIDIA driver is installed)\n"
+    assert parse("--device", "auto", "--quiet")["device"] is None and capsys.readouterr().err == ""
     for name in ("cuda", "cuda:1"):
-        with pytest.raises(DeviceError, match="computes on the CPU") as caught:
+        with pytest.raises(DeviceError, match="no NVIDIA driver") as caught:
             parse("--device", name)
         assert "pip install 'turbocode[cu13]'" in str(caught.value.hint)
-    with pytest.raises(click.BadParameter):
-        parse("--device", "gpu")
+
+
+def test_device_with_two_gpus(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "cuda_problem", lambda: None)
+    monkeypatch.setattr(environment, "cuda_devices", lambda: ["H100", "H200"])
+    assert parse("--device", "auto")["device"] == 0 and capsys.readouterr().err == "device: cuda:0 (H100)\n"
+    assert [parse("--device", name)["device"] for name in ("cuda", "cuda:0", "cuda:1", "cpu")] == [0, 0, 1, None]
+    with pytest.raises(DeviceError, match=r"cuda:0 \(H100\), cuda:1 \(H200\)"):
+        parse("--device", "cuda:2")
+    assert resolve_device("auto", True, "no kernels") is None
+    with pytest.raises(DeviceError, match="no kernels"):
+        resolve_device("cuda", True, "no kernels")
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "cuda:12345", "CUDA", ""])
+def test_what_is_not_a_device(name: str) -> None:
+    with pytest.raises(OptionError, match="auto, cpu, cuda, cuda:N"):
+        parse("--device", name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from turbocode.codecs import codec_from_description
+from turbocode.codecs.slab_coder import Job, coder_for
 from turbocode.conversion.slabs import slab_tokens, slabs
 from turbocode.dumps import QuantizedFile, create_dump
 from turbocode.errors import OptionError
@@ -26,6 +28,7 @@ def dequantize_file(
     *,
     max_memory: int,
     logical_dtype: str | None = None,
+    device: int | None = None,
     force: bool = False,
     advance: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
@@ -33,6 +36,7 @@ def dequantize_file(
 
     logical_dtype : of the dump; by default that of the dump the file was made from. What passes 65504 in float16 is
     cut to it and counted in `saturated_values`.
+    device : number of the GPU that decodes while the next slab is read and the last one written; None: the CPU decodes
     """
     metadata = quantized.metadata
     dtype = logical_dtype or metadata.logical_dtype
@@ -56,16 +60,28 @@ def dequantize_file(
             for side in SIDES:
                 stored = layer.side(side)
                 codec = codec_from_description(stored.codec, file=quantized.path)
+                coder = coder_for(codec, device)
+                under_way: deque[tuple[int, int, int, Job]] = deque()
+
+                def write(seq: int, head: int, start: int, job: Job) -> int:
+                    values, cut = job.result(), 0
+                    if dtype == "float16":
+                        cut = int((np.abs(values) > _FLOAT16_MAX).sum())
+                        np.clip(values, -_FLOAT16_MAX, _FLOAT16_MAX, out=values)
+                    target.write(side, seq, head, start, values)  # noqa: B023  called in the same turn
+                    if advance:
+                        advance(len(values))
+                    return cut
+
                 for seq in range(layer.n_seqs):
                     for head in range(metadata.n_kv_heads):
                         for start, stop in slabs(layer.n_tokens, size):
-                            values = codec.decode(stored.read(seq, head, start, stop), head)
-                            if dtype == "float16":
-                                saturated += int((np.abs(values) > _FLOAT16_MAX).sum())
-                                np.clip(values, -_FLOAT16_MAX, _FLOAT16_MAX, out=values)
-                            target.write(side, seq, head, start, values)
-                            if advance:
-                                advance(stop - start)
+                            if len(under_way) == coder.depth:
+                                saturated += write(*under_way.popleft())
+                            job = coder.submit_decode(stored.read(seq, head, start, stop), head)
+                            under_way.append((seq, head, start, job))
+                while under_way:
+                    saturated += write(*under_way.popleft())
     return {
         "output": os.fspath(output),
         "logical_dtype": dtype,

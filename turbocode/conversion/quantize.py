@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from turbocode.codecs import Codec, EncodeReport
+from turbocode.codecs.slab_coder import Job, SlabCoder, coder_for
 from turbocode.conversion.slabs import slab_tokens, slabs
 from turbocode.dumps import Dump, create_quantized
 from turbocode.formats.block_format import FLOAT16_BITS
@@ -66,17 +68,20 @@ def quantize_dump(
     recipe: Recipe,
     *,
     max_memory: int,
+    device: int | None = None,
     force: bool = False,
     advance: Advance | None = None,
 ) -> dict[str, Any]:
     """Write `dump` coded by `recipe` to `output`; what it cost, as a JSON object.
 
     max_memory : bytes that slabs may use; advance : called with the number of vectors just written
+    device : number of the GPU that codes while the next slab is read and the last one written; None: the CPU codes
     The keys of the result: layers (per layer and side: codec, nmse, mean_cosine, bits_per_value, ...), total.
     Raises DataError (non-finite values), OutputError, StorageError; the output appears whole or not at all.
     """
     plan = plan_quantize(dump, recipe)
     rows: list[dict[str, Any]] = []
+    coders: dict[int, SlabCoder] = {}
     with (
         _digest_in_background(dump) as dump_sha256,
         create_quantized(
@@ -103,15 +108,17 @@ def quantize_dump(
             for side in SIDES:
                 codec = plan.codecs[layer.name, side]
                 blocks = target.add_side(side, codec=codec.describe(), bytes_per_vector=codec.bytes_per_vector)
-                report = EncodeReport()
+                report, coder = EncodeReport(), coders.setdefault(id(codec), coder_for(codec, device))
+                under_way: deque[tuple[int, int, int, Job]] = deque()
                 for seq in range(layer.n_seqs):
                     for head in range(dump.metadata.n_kv_heads):
                         for start, stop in slabs(layer.n_tokens, size):
-                            encoded, cost = codec.encode(layer.read(side, seq, head, start, stop), head)
-                            blocks.write(seq, head, start, encoded)
-                            report.add(cost)
-                            if advance:
-                                advance(stop - start)
+                            if len(under_way) == coder.depth:
+                                _write(blocks, report, *under_way.popleft(), advance)
+                            job = coder.submit_encode(layer.read(side, seq, head, start, stop), head)
+                            under_way.append((seq, head, start, job))
+                while under_way:
+                    _write(blocks, report, *under_way.popleft(), advance)
                 blocks.finish(report.to_json())
                 rows.append(_row(layer.name, side, codec, report))
     total = {
@@ -123,6 +130,16 @@ def quantize_dump(
         "nonfinite_replaced": dump.nonfinite_replaced,
     }
     return {"output": os.fspath(output), "layers": rows, "total": total}
+
+
+def _write(
+    blocks: Any, report: EncodeReport, seq: int, head: int, start: int, job: Job, advance: Advance | None
+) -> None:
+    encoded, cost = job.result()
+    blocks.write(seq, head, start, encoded)
+    report.add(cost)
+    if advance:
+        advance(len(encoded))
 
 
 class _Abandoned(Exception):

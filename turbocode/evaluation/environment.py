@@ -87,6 +87,11 @@ def _describe_gpu() -> dict[str, Any]:
     return found
 
 
+def cuda_devices() -> list[str]:
+    """Names of the GPUs that the driver shows, in its order."""
+    return list(_describe_gpu()["devices"])
+
+
 def cuda_problem() -> str | None:
     """None if Numba can use a GPU here, else one phrase that says what is missing."""
     gpu = _describe_gpu()

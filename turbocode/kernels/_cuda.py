@@ -1,4 +1,5 @@
-"""The only place that touches Numba's CUDA side: decorators, compilation, addresses; and the simulator's answers to them.
+"""The only place that touches Numba's CUDA side: decorators, compilation, addresses; and the simulator's answers to
+them.
 
 In the simulator (NUMBA_ENABLE_CUDASIM=1) the same kernels run as Python.
 """
@@ -57,10 +58,11 @@ class Address:
 
 if IS_SIMULATED:
     from turbocode.kernels import _simulator
-    from turbocode.kernels._simulator import collective as collective
-    from turbocode.kernels._simulator import cuda as cuda
-    from turbocode.kernels._simulator import define_collective as define_collective
-    from turbocode.kernels._simulator import types as types
+
+    cuda: Any = _simulator.cuda
+    types: Any = _simulator.types
+    collective: Any = _simulator.collective
+    define_collective: Any = _simulator.define_collective
 
     def kernel(**options: Any) -> Any:
         """Decorator of kernels; compiler options mean nothing here."""
@@ -79,15 +81,17 @@ if IS_SIMULATED:
         return address + offset
 
 else:
+    import numba.core.types
+    import numba.cuda
     from llvmlite import ir
-    from numba import cuda as cuda
-    from numba.core import types as types
     from numba.cuda.extending import intrinsic
 
-    collective: Any = None  # of the simulator
+    cuda = numba.cuda
+    types = numba.core.types
+    collective = None  # of the simulator, as the next
 
     def define_collective(name: str, meaning: Any) -> None:
-        """Of the simulator: nothing to do."""
+        """Nothing to do without the simulator."""
 
     def kernel(**options: Any) -> Any:
         """Decorator of kernels, whose arguments are all uint64: addresses and counts."""
@@ -156,5 +160,37 @@ def resident_blocks(function: Any, threads: int, device_number: int) -> int:
     from cuda.bindings import driver
 
     with cuda.gpus[device_number]:
-        status, per_multiprocessor = driver.cuOccupancyMaxActiveBlocksPerMultiprocessor(function, threads, 0)
+        _, per_multiprocessor = driver.cuOccupancyMaxActiveBlocksPerMultiprocessor(function, threads, 0)
         return max(1, int(per_multiprocessor)) * multiprocessors()
+
+
+def compiled_code(dispatcher: Any, n_args: int, compute_capability: tuple[int, int]) -> tuple[bytes, str]:
+    """(cubin, the compiler's report) of a decorated function, for a GPU that need not be there."""
+    from types import SimpleNamespace
+
+    import numba.cuda.dispatcher as dispatching
+    from numba.cuda.cudadrv import devices, driver
+
+    pretended = SimpleNamespace(
+        compute_capability=compute_capability, id=0, supports_bfloat16=True, supports_float16=True
+    )
+    asked = dispatching.get_current_device, devices.get_context
+    options_of = driver._Linker._get_linker_options
+
+    def talkative(linker: Any, ptx: Any) -> Any:
+        plain = options_of(linker, ptx)
+        names = ("max_register_count", "lineinfo", "arch", "link_time_optimization", "ptx")
+        return type(plain)(**{name: getattr(plain, name) for name in names}, ptxas_options=["-v"])
+
+    dispatching.get_current_device = lambda: pretended
+    devices.get_context = lambda devnum=None: SimpleNamespace(device=pretended)
+    driver._Linker._get_linker_options = talkative
+    try:
+        options = {**dispatcher.targetoptions}
+        compiled = dispatching._Kernel(dispatcher.py_func, signature(n_args), **options)
+        full = (*compute_capability, "a" if compute_capability >= (9, 0) else "")
+        cubin = compiled._codelibrary.get_cubin(cc=full)
+        return bytes(cubin.code), str(compiled._codelibrary.get_linkerinfo(full))
+    finally:
+        dispatching.get_current_device, devices.get_context = asked
+        driver._Linker._get_linker_options = options_of

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from turbocode.errors import DeviceError
-from turbocode.kernels._launch import DeviceArray, from_interface
+from turbocode.kernels._cuda import IS_SIMULATED
+from turbocode.kernels._launch import DeviceArray, from_interface, simulated
 
 
 def _checked(result: tuple[Any, ...]) -> Any:
@@ -24,10 +25,15 @@ class Gpu:
     """One device with a stream of its own."""
 
     def __init__(self, number: int = 0) -> None:
+        self.number, self.stream = number, 0
+        if not IS_SIMULATED:
+            self._open(number)
+
+    def _open(self, number: int) -> None:
         from turbocode.kernels._cuda import cuda
 
         cuda.select_device(number)
-        self.number, self._cuda = number, cuda
+        self._cuda = cuda
         device = cuda.get_current_device()
         name = device.name
         self.name = name.decode() if isinstance(name, bytes) else str(name)
@@ -40,17 +46,27 @@ class Gpu:
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
         """Uninitialised memory; bfloat16 too."""
+        if IS_SIMULATED:
+            return simulated(np.empty(shape, dtype))
         is_bfloat = dtype == "bfloat16"
-        array = from_interface(self._cuda.device_array(shape, "uint16" if is_bfloat else dtype), "bfloat16" if is_bfloat else None)
+        array = from_interface(
+            self._cuda.device_array(shape, "uint16" if is_bfloat else dtype), "bfloat16" if is_bfloat else None
+        )
         array.stream = self.stream
         return array
 
     def upload(self, host: np.ndarray[Any, Any], target: DeviceArray) -> None:
         """Copy host memory to the beginning of the target, in the stream's order; asynchronous if it is pinned."""
+        if IS_SIMULATED:
+            target.owner.reshape(-1).view(np.uint8)[: host.nbytes] = host.reshape(-1).view(np.uint8)
+            return
         _checked(self._driver.cuMemcpyHtoDAsync(target.pointer, host.ctypes.data, host.nbytes, self.stream))
 
     def download(self, source: DeviceArray, host: np.ndarray[Any, Any]) -> None:
         """Copy the beginning of the source to host memory, in the stream's order."""
+        if IS_SIMULATED:
+            host.reshape(-1).view(np.uint8)[:] = source.owner.reshape(-1).view(np.uint8)[: host.nbytes]
+            return
         _checked(self._driver.cuMemcpyDtoHAsync(host.ctypes.data, source.pointer, host.nbytes, self.stream))
 
     def copy(self, source: DeviceArray, target: DeviceArray, n_bytes: int, offset: int = 0) -> None:
@@ -59,7 +75,7 @@ class Gpu:
 
     def pinned(self, n_bytes: int) -> np.ndarray[Any, Any]:
         """Host memory that the device reads and writes directly, uint8 (n_bytes,)."""
-        return self._cuda.pinned_array(n_bytes, np.uint8)
+        return np.empty(n_bytes, np.uint8) if IS_SIMULATED else self._cuda.pinned_array(n_bytes, np.uint8)
 
     def fill(self, target: DeviceArray, host: np.ndarray[Any, Any], n_bytes: int) -> None:
         """Repeat the host array over n_bytes of the target."""
@@ -73,6 +89,8 @@ class Gpu:
 
     def wait(self) -> None:
         """Until everything in the stream is done."""
+        if IS_SIMULATED:
+            return
         _checked(self._driver.cuStreamSynchronize(self.stream))
 
     def capture(self, work: Callable[[], Any], times: int = 1) -> Any:

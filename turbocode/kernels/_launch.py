@@ -20,14 +20,15 @@ from turbocode.errors import DeviceError, OptionError
 from turbocode.kernels._cuda import IS_SIMULATED, Address, load_kernel, make_current, n_devices, resident_blocks
 
 INSTALL_HINT = "pip install 'turbocode[cu13]' (CUDA 13 drivers) or 'turbocode[cu12]'"
-_ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "uint8": 1, "int32": 4}
-_TYPESTR = {"<f2": "float16", "<f4": "float32", "|u1": "uint8", "<i4": "int32"}
+ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "uint8": 1, "uint16": 2, "int32": 4}
+_TYPESTR = {"<f2": "float16", "<f4": "float32", "|u1": "uint8", "<u2": "uint16", "<i4": "int32"}
 _DLPACK_CUDA = 2
 
 
 @dataclass(slots=True)
 class DeviceArray:
-    """pointer : an address on the GPU (an Address in the simulator); strides : in bytes; stream : the owner's current one
+    """pointer : an address on the GPU (an Address in the simulator); strides : in bytes; stream : the owner's current
+        one
 
     dtype : float16, bfloat16, float32, uint8 or int32
     """
@@ -49,7 +50,7 @@ def device_array(array: Any) -> DeviceArray:
     if library == "torch":
         return _from_torch(array)
     if IS_SIMULATED and isinstance(array, np.ndarray):
-        return _simulated(array)
+        return simulated(array)
     if hasattr(array, "__cuda_array_interface__"):
         return from_interface(array)
     if hasattr(array, "__dlpack_device__") and array.__dlpack_device__()[0] == _DLPACK_CUDA:
@@ -64,7 +65,7 @@ def device_array(array: Any) -> DeviceArray:
 @functools.cache
 def _torch_dtypes() -> dict[Any, tuple[str, int]]:
     torch = sys.modules["torch"]
-    return {getattr(torch, name): (name, size) for name, size in _ITEM_BYTES.items()}
+    return {getattr(torch, name): (name, size) for name, size in ITEM_BYTES.items() if hasattr(torch, name)}
 
 
 @functools.cache
@@ -91,7 +92,7 @@ def _from_torch(tensor: Any) -> DeviceArray:
 
 
 def look(array: Any) -> tuple[Any, Any, int, int]:
-    """(what of the array decides on the kernel and its counts, pointer, device, stream): quicker than `device_array`."""
+    """(what decides on kernel and counts, pointer, device, stream) of an array; quicker than `device_array`."""
     if type(array).__module__ == "torch" and array.is_cuda:
         pointer, device = array.data_ptr(), array.get_device()
         return (array.dtype, array.shape, array.stride(), pointer & 15, device), pointer, device, _raw_stream()(device)
@@ -103,10 +104,11 @@ def look(array: Any) -> tuple[Any, Any, int, int]:
 
 
 def _wrong_dtype(dtype: Any) -> OptionError:
-    return OptionError(f"an array of {dtype} on the GPU; allowed are {', '.join(_ITEM_BYTES)}")
+    return OptionError(f"an array of {dtype} on the GPU; allowed are {', '.join(ITEM_BYTES)}")
 
 
-def _contiguous_strides(shape: tuple[int, ...], size: int) -> tuple[int, ...]:
+def contiguous_strides(shape: tuple[int, ...], size: int) -> tuple[int, ...]:
+    """Strides in bytes of a C-contiguous array of items of `size` bytes."""
     strides = []
     for n in reversed(shape):
         strides.append(size)
@@ -119,11 +121,11 @@ def from_interface(array: Any, dtype: str | None = None) -> DeviceArray:
     interface = array.__cuda_array_interface__
     library = type(array).__module__.partition(".")[0]
     given = str(getattr(array, "dtype", interface["typestr"]))
-    name = dtype or (given if given in _ITEM_BYTES else _TYPESTR.get(interface["typestr"]))
+    name = dtype or (given if given in ITEM_BYTES else _TYPESTR.get(interface["typestr"]))
     if name is None:
         raise _wrong_dtype(given)
     shape = tuple(interface["shape"])
-    strides = interface.get("strides") or _contiguous_strides(shape, _ITEM_BYTES[name])
+    strides = interface.get("strides") or contiguous_strides(shape, ITEM_BYTES[name])
     if library == "cupy":
         device, stream = array.device.id, sys.modules["cupy"].cuda.get_current_stream().ptr
     else:
@@ -136,17 +138,17 @@ def _from_dlpack(array: Any) -> DeviceArray:
 
     view = StridedMemoryView.from_dlpack(array, stream_ptr=-1)
     name = str(view.dtype)
-    if name not in _ITEM_BYTES:
+    if name not in ITEM_BYTES:
         raise _wrong_dtype(name)
-    strides = _contiguous_strides(view.shape, _ITEM_BYTES[name])
+    strides = contiguous_strides(view.shape, ITEM_BYTES[name])
     if view.strides:
-        strides = tuple(_ITEM_BYTES[name] * s for s in view.strides)
+        strides = tuple(ITEM_BYTES[name] * s for s in view.strides)
     return DeviceArray(view.ptr, tuple(view.shape), strides, name, view.device_id, 0, (array, view))
 
 
-def _simulated(array: np.ndarray[Any, Any]) -> DeviceArray:
-    """In the simulator NumPy arrays stand for arrays on the GPU; bfloat16 is passed as uint16."""
-    name = "bfloat16" if array.dtype == np.uint16 else str(array.dtype)
+def simulated(array: np.ndarray[Any, Any]) -> DeviceArray:
+    """In the simulator NumPy arrays stand for arrays on the GPU; bfloat16 is passed as int16."""
+    name = "bfloat16" if array.dtype == np.int16 else str(array.dtype)
     base = array if array.base is None else array.base
     while isinstance(base.base, np.ndarray):
         base = base.base
@@ -183,7 +185,7 @@ def empty(like: DeviceArray, shape: tuple[int, ...], dtype: str) -> Any:
         torch = sys.modules["torch"]
         return torch.empty(shape, dtype=getattr(torch, dtype), device=like.owner.device)
     if IS_SIMULATED:
-        return np.empty(shape, np.uint16 if dtype == "bfloat16" else dtype)
+        return np.empty(shape, np.int16 if dtype == "bfloat16" else dtype)
     if dtype == "bfloat16":
         raise OptionError("an array of bfloat16 can only be made for torch; give `out`")
     if library == "cupy":
@@ -213,12 +215,14 @@ def _stream(handle: int) -> Any:
 def _parameters(args: tuple[int, ...]) -> int:
     """The address of an array of addresses of the arguments, which stays valid until the thread's next launch."""
     n = len(args)
-    buffers = _thread.__dict__.get(n)
+    if not hasattr(_thread, "buffers"):
+        _thread.buffers = {}
+    buffers = _thread.buffers.get(n)
     if buffers is None:
         values = (ctypes.c_uint64 * n)()
         base = ctypes.addressof(values)
         addresses = (ctypes.c_void_p * n)(*(base + 8 * i for i in range(n)))
-        buffers = _thread.__dict__[n] = values, addresses, ctypes.addressof(addresses)
+        buffers = _thread.buffers[n] = values, addresses, ctypes.addressof(addresses)
     buffers[0][:] = args
     return int(buffers[2])
 
@@ -243,9 +247,7 @@ def launch(
     if n_devices() > 1 or not hasattr(_thread, "has_context"):
         make_current(device)
         _thread.has_context = True
-    status = _driver().cuLaunchKernel(
-        function, grid, 1, 1, threads, 1, 1, 0, _stream(stream), _parameters(args), 0
-    )[0]
+    status = _driver().cuLaunchKernel(function, grid, 1, 1, threads, 1, 1, 0, _stream(stream), _parameters(args), 0)[0]
     if status:
         raise DeviceError(f"the CUDA driver refused to start a kernel: {status.name}", hint="see nvidia-smi")
 
@@ -253,7 +255,7 @@ def launch(
 def upload(array: np.ndarray[Any, Any], device: int) -> DeviceArray:
     """A copy of a small host array in the memory of a device, there to stay."""
     if IS_SIMULATED:
-        return _simulated(array)
+        return simulated(array)
     from turbocode.kernels._cuda import cuda
 
     with cuda.gpus[device]:

@@ -1,7 +1,7 @@
 """PTX instructions as functions for kernels, each with its meaning in Python, which the simulator runs.
 
-`instruction` makes one from a line of PTX (ISA 9.0). Global memory is read and written through addresses: uint64 numbers
-in compiled code, `_cuda.Address` objects in the simulator; both allow `address + bytes`.
+`instruction` makes one from a line of PTX (ISA 9.0). Global memory is read and written through addresses: uint64
+numbers in compiled code, `_cuda.Address` objects in the simulator; both allow `address + bytes`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ def instruction(
     from numba.cuda.extending import intrinsic
 
     outputs = () if returns is None else returns if isinstance(returns, tuple) else (returns,)
-    result = types.void if returns is None else types.UniTuple(returns[0], len(returns)) if outputs is returns else returns
+    result = (
+        types.void if returns is None else types.UniTuple(returns[0], len(returns)) if outputs is returns else returns
+    )
     constraints = ",".join(["=" + _CONSTRAINTS[t] for t in outputs] + [_CONSTRAINTS[t] for t in takes])
     if touches_memory:
         constraints += ",~{memory}" if constraints else "~{memory}"
@@ -87,9 +89,7 @@ def _to_half(value: Any) -> int:
 
 
 # float16 and bfloat16, two to a register, the first in the low half.
-low_half = instruction(
-    "{.reg .b16 l, h; mov.b32 {l, h}, $1; cvt.f32.f16 $0, l;}", f32, (u32,), lambda x: _half(int(x))
-)
+low_half = instruction("{.reg .b16 l, h; mov.b32 {l, h}, $1; cvt.f32.f16 $0, l;}", f32, (u32,), lambda x: _half(int(x)))
 high_half = instruction(
     "{.reg .b16 l, h; mov.b32 {l, h}, $1; cvt.f32.f16 $0, h;}", f32, (u32,), lambda x: _half(int(x) >> 16)
 )
@@ -167,9 +167,7 @@ load_u16 = instruction(
 )
 load_u32 = instruction("ld.global.u32 $0, [$1];", u32, (u64,), _load(np.uint32), touches_memory=True)
 load_f32 = instruction("ld.global.f32 $0, [$1];", f32, (u64,), _load(np.float32), touches_memory=True)
-load_u32x2 = instruction(
-    "ld.global.v2.u32 {$0, $1}, [$2];", (u32,) * 2, (u64,), _load_words(2), touches_memory=True
-)
+load_u32x2 = instruction("ld.global.v2.u32 {$0, $1}, [$2];", (u32,) * 2, (u64,), _load_words(2), touches_memory=True)
 # Read once and left out of the first cache; the memory must not change while the kernel runs.
 stream_u32x4 = instruction(
     "ld.global.nc.L1::no_allocate.v4.u32 {$0, $1, $2, $3}, [$4];",
@@ -196,6 +194,7 @@ store_f32 = instruction("st.global.f32 [$0], $1;", None, (u64, f32), _store(np.f
 store_u32x4 = instruction(
     "st.global.v4.u32 [$0], {$1, $2, $3, $4};", None, (u64, u32, u32, u32, u32), _store(np.uint32), touches_memory=True
 )
+
 
 # What the lanes of a warp tell each other. The simulator puts its own answer into `_cuda.collective`.
 def _collective(name: str) -> Callable[..., Any]:
@@ -225,8 +224,9 @@ sync_warp = instruction(
     "bar.warp.sync 0xffffffff;", None, (), _collective("sync"), touches_memory=True, is_collective=True
 )
 
+
 # Tensor cores: D (16 x 8) = A (16 x 16, rows) B (16 x 8, columns) + C, float32 sums of float16 or bfloat16 products.
-# Lane 4 g + t holds of A rows g and g + 8, of B column g; which elements, PTX ISA section 9.7.14 says and _fragment does.
+# Lane 4 g + t holds parts of rows g and g + 8 of A, of column g of B (PTX ISA, section 9.7.14).
 def _fragment(words: list[int], convert: Callable[[int], np.float32]) -> list[np.float32]:
     return [convert(word >> shift & 0xFFFF) for word in words for shift in (0, 16)]
 
@@ -255,7 +255,10 @@ def _bfloat_value(bits: int) -> np.float32:
     return np.uint32(bits << 16).view(np.float32)
 
 
-_MMA = "mma.sync.aligned.m16n8k16.row.col.f32.{0}.{0}.f32 {{$0,$1,$2,$3}}, {{$4,$5,$6,$7}}, {{$8,$9}}, {{$10,$11,$12,$13}};"
+_MMA = (
+    "mma.sync.aligned.m16n8k16.row.col.f32.{0}.{0}.f32 "
+    "{{$0,$1,$2,$3}}, {{$4,$5,$6,$7}}, {{$8,$9}}, {{$10,$11,$12,$13}};"
+)
 _cuda.define_collective("multiply_halves", _multiply_matrices(_half_value))
 _cuda.define_collective("multiply_bfloats", _multiply_matrices(_bfloat_value))
 multiply_halves = instruction(

@@ -2,8 +2,8 @@
 
 A thread is a greenlet; all live threads of a block run until each waits for the others, and what they wait for is then
 settled: a barrier of the block, or a collective operation of a warp. A wait that can never end is reported with the
-threads and lines. Shared and local memory begin as 0xCD bytes, and `set_order(seed)` shuffles the order in which threads
-run between waits, so that a missing barrier gives wrong results.
+threads and lines. Shared and local memory begin as 0xCD bytes, and `set_order(seed)` shuffles the order in which
+threads run between waits, so that a missing barrier gives wrong results.
 """
 
 from __future__ import annotations
@@ -152,15 +152,15 @@ class _Cuda:
     const = SimpleNamespace(array_like=lambda values: values)
 
     @property
-    def threadIdx(self) -> Any:  # noqa: N802  CUDA's name
+    def threadIdx(self) -> Any:
         return SimpleNamespace(x=getcurrent().index)
 
     @property
-    def blockIdx(self) -> Any:  # noqa: N802
+    def blockIdx(self) -> Any:
         return SimpleNamespace(x=getcurrent().block.number)
 
     @property
-    def gridDim(self) -> Any:  # noqa: N802
+    def gridDim(self) -> Any:
         return SimpleNamespace(x=getcurrent().block.grid)
 
     @staticmethod

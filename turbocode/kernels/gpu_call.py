@@ -29,8 +29,14 @@ class Plan:
     is_persistent: bool = False
 
 
+def view(array: DeviceArray, shape: tuple[int, ...], dtype: str) -> DeviceArray:
+    """The beginning of an array's memory as a contiguous array of another shape and dtype."""
+    strides = _launch.contiguous_strides(shape, _launch.ITEM_BYTES[dtype])
+    return DeviceArray(array.pointer, shape, strides, dtype, array.device, array.stream, array.owner)
+
+
 def make_plan(kernel: Any, per_block: int, threads: int, batch: Geometry, capacity: int = 0) -> Plan:
-    """The plan of a kernel whose blocks handle per_block groups each; a negative number: at a time, until all are done."""
+    """The plan of a kernel whose blocks handle per_block groups each; if negative, at a time, until all are done."""
     return Plan(kernel, -(-batch.n_groups // abs(per_block)), threads, (*batch.arguments(), capacity), per_block < 0)
 
 
@@ -52,7 +58,7 @@ def _check_rows(array: DeviceArray, n: int, name: str, wanted: str) -> None:
     if not array.shape or array.shape[-1] != n:
         raise OptionError(f"{name} have shape {array.shape}; allowed are {wanted}")
     size = {"uint8": 1, "float32": 4, "int32": 4}.get(array.dtype, 2)
-    if n > 1 and array.strides[-1] != size:
+    if n > 1 and 0 not in array.shape and array.strides[-1] != size:
         raise OptionError(f"{name} have a stride of {array.strides[-1]} bytes along the last axis; allowed is {size}")
 
 

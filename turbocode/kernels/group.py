@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from turbocode.kernels._cpu import load_float32, strict
+from turbocode.kernels._cpu import load_float32, prange, strict, strict_parallel
 from turbocode.kernels.fwht.cpu import transform
 from turbocode.kernels.scalar import steps
 from turbocode.kernels.scalar.steps import dot, squared_error
@@ -90,6 +90,30 @@ def codebook_moments(
     out[ERROR] = np.float64(squared_error(y, c, stored / factor, terms)) * square
     out[DOT] = np.float64(norm) * np.float64(factor) * np.float64(stored) * np.float64(uc)
     out[DECODED_ENERGY] = np.float64(stored) * np.float64(stored) * np.float64(cc)
+
+
+@strict_parallel
+def moments_of_facts(facts: Any, has_codebook: bool) -> Any:
+    """float64 (n, 4), the moments of EncodedGroups, from the facts float32 (n, 6) that a GPU's kernel measured.
+
+    With a codebook the facts are |y|, factor, stored norm, <u, c>, |c|^2, |y - c stored / factor|^2, where y is the
+    rotated group / factor and u = y / |y|; else |y|^2, factor, 0, <y, y'>, |y'|^2, |y - y' / factor|^2.
+    """
+    out = np.empty((facts.shape[0], 4), np.float64)
+    for i in prange(facts.shape[0]):
+        first, factor, stored = np.float64(facts[i, 0]), np.float64(facts[i, 1]), np.float64(facts[i, 2])
+        product, square, error = np.float64(facts[i, 3]), np.float64(facts[i, 4]), np.float64(facts[i, 5])
+        scale = factor * factor
+        if has_codebook:
+            out[i, ENERGY] = first * first * scale
+            out[i, DOT] = first * factor * stored * product
+            out[i, DECODED_ENERGY] = stored * stored * square
+        else:
+            out[i, ENERGY] = first * scale
+            out[i, DOT] = product * factor
+            out[i, DECODED_ENERGY] = square
+        out[i, ERROR] = error * scale
+    return out
 
 
 @strict

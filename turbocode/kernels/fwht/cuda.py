@@ -61,7 +61,9 @@ def _plan(
     g = rotation.group_size
     n = shape[-1] if shape else 0
     if n == 0 or n % g or out_shape != shape:
-        raise OptionError(f"x has shape {shape}, out {out_shape}; allowed are equal shapes, the last axis a multiple of {g}")
+        raise OptionError(
+            f"x has shape {shape}, out {out_shape}; allowed are equal shapes, the last axis a multiple of {g}"
+        )
     check_vectors(DeviceArray(0, shape, strides, dtype, 0, 0, None), n, "x")
     check_vectors(DeviceArray(0, out_shape, out_strides, out_dtype, 0, 0, None), n, "out")
     sizes = [4 if name == "float32" else 2 for name in (dtype, out_dtype)]

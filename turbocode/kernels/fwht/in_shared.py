@@ -80,7 +80,8 @@ def products(g: int) -> Any:
 def sign_words(signs: Any) -> Any:
     """uint32 (ceil(n / 32),): bit j of the row of words is set where sign j is negative.
 
-    Lanes that ask a constant array for places of their own are served one after the other; bits of a common word are not.
+    Lanes that ask a constant array for places of their own are served one after the other; bits of a common word are
+    not.
     """
     negative = np.zeros(-(-len(signs) // WARP) * WARP, np.uint8)
     negative[: len(signs)] = signs < 0
@@ -144,7 +145,10 @@ def in_shared(rotation: Rotation, value_type: int, is_inverse: bool = False) -> 
                 h = uint32(uint32(1) << uint32(stage))
                 pair = uint32(lane)
                 while pair < uint32(g // 2):
-                    low = uint32(uint32(uint32(pair >> uint32(stage)) << uint32(stage + 1)) | uint32(pair & uint32(h - uint32(1))))
+                    low = uint32(
+                        uint32(uint32(pair >> uint32(stage)) << uint32(stage + 1))
+                        | uint32(pair & uint32(h - uint32(1)))
+                    )
                     a, b = read(y, low), read(y, uint32(low + h))
                     write(y, low, _ptx.add(a, b))
                     write(y, uint32(low + h), _ptx.subtract(a, b))

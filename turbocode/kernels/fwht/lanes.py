@@ -1,8 +1,9 @@
 """A group in the registers of a few lanes of a warp, for groups whose size is a power of two.
 
-A chunk is eight values that lie side by side. Lane t of the T lanes that share a group of g values holds the chunks t, T + t,
-2 T + t, ...: its value v is element 8 T (v // 8) + 8 t + v % 8. So T lanes read T chunks with one 128-bit load each (two
-for float32), bits 0 to 2 of an element's number are register bits, the next log2 T are lane bits, the rest registers again.
+A chunk is eight values that lie side by side. Lane t of the T lanes that share a group of g values holds the chunks
+t, T + t, 2 T + t, ...: its value v is element 8 T (v // 8) + 8 t + v % 8. So T lanes read T chunks with one 128-bit
+load each (two for float32), bits 0 to 2 of an element's number are register bits, the next log2 T are lane bits, the
+rest registers again.
 
 `lanes_for(g)` makes the functions for one g; each is compiled into straight code, registers being indexed by constants.
 Arithmetic and its order are those of fwht/cpu.py and scalar/steps.py: same bits.

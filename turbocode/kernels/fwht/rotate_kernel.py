@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from turbocode.kernels import _ptx
 from turbocode.kernels._cuda import cuda, kernel, shared_address, types
 from turbocode.kernels.fwht.hadamard import Rotation
 from turbocode.kernels.fwht.in_shared import in_shared
@@ -34,7 +33,7 @@ def rotate_kernel(
     is_signed, factor = bool(first_masks.any() or last_masks.any()), rotation.scale
     in_bytes, out_bytes = VALUE_BYTES[value_type], VALUE_BYTES[out_type]
     in_chunk, out_chunk = 8 * in_bytes, 8 * out_bytes
-    groups_per_block, groups_per_warp = THREADS // n_lanes, 32 // n_lanes
+    groups_per_block = THREADS // n_lanes
     read_at, write_at = group_address(reads_strided, g * in_bytes), group_address(writes_strided, g * out_bytes)
     butterflies, flip, scale = lanes.butterflies, lanes.flip, lanes.scale
 
@@ -59,7 +58,9 @@ def rotate_kernel(
         t = uint32(cuda.threadIdx.x) & uint32(n_lanes - 1)
         group = uint32(cuda.blockIdx.x) * uint32(groups_per_block) + uint32(cuda.threadIdx.x) // uint32(n_lanes)
         is_mine = group < n_groups
-        group = uint32(min(uint64(group), uint64(n_groups - uint64(1))))  # lanes beyond the end go along, for the shuffles
+        group = uint32(
+            min(uint64(group), uint64(n_groups - uint64(1)))
+        )  # lanes beyond the end go along, for the shuffles
         load(
             read_at(source, group, per_vector, n_tokens, n_heads, in_token, in_head, in_seq)
             + uint64(t * uint32(in_chunk)),

@@ -1,8 +1,9 @@
-"""A rotation on the tensor cores, for groups of 32, 64 and 128 values of float16 or bfloat16, of which a warp holds eight.
+"""A rotation on the tensor cores, for groups of 32, 64 and 128 values of float16 or bfloat16, of which a warp holds
+eight.
 
 As in lanes.py, lane t of a group's four holds the chunks t, 4 + t, ... of eight values, two to a register. The four
-registers of a chunk are one operand of 16 x 16 elements: rows g and g + 8 hold the values of group g whose number has bit
-1 clear and set. A product mixes bit 0 (the halves of a register), bit 2 (two registers), bits 3 and 4 (the lanes);
+registers of a chunk are one operand of 16 x 16 elements: rows g and g + 8 hold the values of group g whose number has
+bit 1 clear and set. A product mixes bit 0 (the halves of a register), bit 2 (two registers), bits 3 and 4 (the lanes);
 adding up products of all chunks, with signs, does bits 5 and 6; one addition in registers does bit 1.
 
 Products by 1 and -1 are exact and their sums nearly float32, but in another order than the CPU's: results differ in the

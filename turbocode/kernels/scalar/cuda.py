@@ -1,7 +1,8 @@
 """Encoding and decoding on a GPU, arrays in GPU memory in and out; the blocks are those of `cpu`, byte for byte.
 
-Vectors are float16, bfloat16 or float32 (..., head_dim) with up to three leading axes, (n_seqs, n_kv_heads, n_tokens), and
-any strides but along head_dim. A kernel is compiled on the first call for its format, types and kind of strides.
+Vectors are float16, bfloat16 or float32 (..., head_dim) with up to three leading axes, (n_seqs, n_kv_heads,
+n_tokens), and any strides but along head_dim. A kernel is compiled on the first call for its format, types and kind
+of strides.
 """
 
 from __future__ import annotations
@@ -154,7 +155,9 @@ class Encoder:
         form = self.block_format
         g, head_dim = form.group_size, source.shape[-1] if source.shape else 0
         if head_dim == 0 or head_dim % g:
-            raise OptionError(f"{form.name} encodes vectors of multiples of {g} values; values have shape {source.shape}")
+            raise OptionError(
+                f"{form.name} encodes vectors of multiples of {g} values; values have shape {source.shape}"
+            )
         _check_device(source, target, "values", "blocks")
         check_vectors(source, head_dim, "values")
         check_blocks(target, head_dim // g * form.bytes_per_group, "blocks")
@@ -225,7 +228,8 @@ class Decoder:
         n_bytes = source.shape[-1] if source.shape else 0
         if n_bytes == 0 or n_bytes % form.bytes_per_group:
             raise OptionError(
-                f"{form.name} decodes rows of multiples of {form.bytes_per_group} bytes; blocks have shape {source.shape}"
+                f"{form.name} decodes rows of multiples of {form.bytes_per_group} bytes; "
+                f"blocks have shape {source.shape}"
             )
         per_vector = n_bytes // form.bytes_per_group
         _check_device(source, target, "blocks", "values")
@@ -269,7 +273,7 @@ def _check_starts(starts: DeviceArray, target: DeviceArray) -> None:
 
 
 # Tables stay on a device once they are there; a codec has one or one per head.
-_tables: dict[tuple[bytes, int], Any] = {}
+_tables: dict[tuple[int, int], Any] = {}
 
 
 def device_table(table: NDArray[np.float32], device: int) -> Any:
@@ -279,18 +283,3 @@ def device_table(table: NDArray[np.float32], device: int) -> Any:
     if found is None:
         found = _tables[key] = (_launch.upload(table, device), table)
     return found[0].pointer
-
-
-def moments(facts: NDArray[np.float32], has_codebook: bool) -> NDArray[np.float64]:
-    """float64 (n, 4) as kernels.group.EncodedGroups has them, from the facts (n, 6) that a measured kernel found.
-
-    With a codebook the facts are |y|, factor, stored norm, <u, c>, |c|^2, |y - c stored / factor|^2, where y is the
-    rotated group / factor and u = y / |y|; else |y|^2, factor, 0, <y, y'>, |y'|^2, |y - y' / factor|^2.
-    """
-    first, factor, stored, product, square, error = facts.astype(np.float64).T
-    scale = factor * factor
-    if has_codebook:
-        energy, dot, decoded = first * first * scale, first * factor * stored * product, stored * stored * square
-    else:
-        energy, dot, decoded = first * scale, product * factor, square
-    return np.stack((energy, error * scale, dot, decoded), axis=1)

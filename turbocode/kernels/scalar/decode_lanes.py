@@ -1,4 +1,4 @@
-"""The kernel from blocks to values for groups of a power of two, trellises too: the way of encode_lanes.py backwards."""
+"""From blocks to values for groups of a power of two, trellises too: the way of encode_lanes.py backwards."""
 
 from __future__ import annotations
 
@@ -88,11 +88,25 @@ def decode_kernel(variant: DecodeVariant) -> tuple[Any, int]:
         first = uint32(uint32(cuda.blockIdx.x) * uint32(per_block) + thread // uint32(32) * uint32(per_warp))
         group = uint32(first + lane // uint32(n_lanes))
         read_in(
-            mine, source, first, lane, n_groups, per_vector, n_tokens, n_heads, in_token, in_head, in_seq, capacity, starts
+            mine,
+            source,
+            first,
+            lane,
+            n_groups,
+            per_vector,
+            n_tokens,
+            n_heads,
+            in_token,
+            in_head,
+            in_seq,
+            capacity,
+            starts,
         )
         centroid = _ZERO
         if has_table:
-            centroid = _ptx.load_f32(table + uint64(uint32(4) * uint32(uint32(CENTROIDS_AT) + uint32(lane & uint32(15)))))
+            centroid = _ptx.load_f32(
+                table + uint64(uint32(4) * uint32(uint32(CENTROIDS_AT) + uint32(lane & uint32(15))))
+            )
         if keeps_table:
             i = thread
             while i < uint32(n_kept):
@@ -179,10 +193,7 @@ def _taker(form: BlockFormat, is_table_shared: bool) -> Any:
                     window = uint64(window | uint64(uint64(value) << uint64(8 * byte)))
                 for e in range(CHUNK):
                     state = uint32(uint32(uint64(window >> uint64(bits * e))) & uint32(mask))
-                    if is_table_shared:
-                        value = kept[state]
-                    else:
-                        value = _ptx.load_f32(table + uint64(state * uint32(4)))
+                    value = kept[state] if is_table_shared else _ptx.load_f32(table + uint64(state * uint32(4)))
                     r[CHUNK * chunk + e] = _ptx.multiply(value, norm)
 
     else:

@@ -1,11 +1,9 @@
-"""The plain decoder for groups of any size: a warp a group, the group in shared memory. See decode_lanes.py for the fast one."""
+"""The plain decoder for groups of any size: a warp a group, the group in shared memory."""
 
 from __future__ import annotations
 
 import functools
 from typing import Any
-
-import numpy as np
 
 from turbocode.formats.block_format import BlockFormat, Layout
 from turbocode.kernels import _ptx

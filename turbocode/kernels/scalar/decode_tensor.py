@@ -1,7 +1,7 @@
 """The fast decoder of scalar codebooks: rotation back on the tensor cores. See encode_tensor.py.
 
-A centroid is the sum of two float16 numbers, which the lanes of a warp keep for one another, so that the products are as
-good as float32; the norm and the rotation's scale are one factor at the end. The last bit may differ from the CPU's.
+A centroid is the sum of two float16 numbers, which the lanes of a warp keep for one another, so that the products are
+as good as float32; the norm and the rotation's scale are one factor at the end. The last bit may differ from the CPU's.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def can_decode(variant: DecodeVariant) -> bool:
 
 @functools.cache
 def decode_kernel(variant: DecodeVariant) -> tuple[Any, int]:
-    """(kernel, -groups that a block handles at a time): as many blocks as fit go through all groups; arguments as those of decode_lanes.py."""
+    """(kernel, -groups that a block handles at a time); arguments as those of decode_lanes.py."""
     assert can_decode(variant), variant
     form, rotation, out_type = variant.block_format, variant.rotation, variant.out_type
     g, bits = form.group_size, form.bits
@@ -149,7 +149,19 @@ def decode_kernel(variant: DecodeVariant) -> tuple[Any, int]:
                 keep(ahead, mine, lane)
             else:
                 read_in(
-                    mine, source, first, lane, n_groups, per_vector, n_tokens, n_heads, in_token, in_head, in_seq, capacity, starts
+                    mine,
+                    source,
+                    first,
+                    lane,
+                    n_groups,
+                    per_vector,
+                    n_tokens,
+                    n_heads,
+                    in_token,
+                    in_head,
+                    in_seq,
+                    capacity,
+                    starts,
                 )
             _ptx.sync_warp()
             fetch(ahead, source, uint32(first + stride), lane, n_groups)

@@ -71,7 +71,7 @@ def _preparer(lanes: Any) -> Any:
 def encode_kernel(variant: EncodeVariant) -> tuple[Any, int]:
     """(kernel, groups a block handles)."""
     form, rotation = variant.block_format, variant.rotation
-    g, bits, layout = form.group_size, form.bits, form.layout
+    g, bits = form.group_size, form.bits
     lanes = lanes_for(g)
     n_lanes, n_values = lanes.lanes, lanes.values
     load, prepare = loader(variant.value_type, n_lanes, n_values), _preparer(lanes)
@@ -89,7 +89,9 @@ def encode_kernel(variant: EncodeVariant) -> tuple[Any, int]:
     n_table = (1 << bits) - 1 if has_table else 1
     butterflies, flip, scale = lanes.butterflies, lanes.flip, lanes.scale
 
-    @kernel(launch_bounds=(THREADS, 4))
+    at_once = 3 if has_table and bits == 4 else 4  # 15 boundaries do not fit the 128 registers that four blocks leave
+
+    @kernel(launch_bounds=(THREADS, at_once))
     def encode(
         source: Any,
         target: Any,
@@ -129,7 +131,9 @@ def encode_kernel(variant: EncodeVariant) -> tuple[Any, int]:
         if has_table:
             for b in range(n_table):
                 boundaries[b] = _ptx.load_f32(table + uint64(4 * b))
-            centroid = _ptx.load_f32(table + uint64(uint32(4) * uint32(uint32(CENTROIDS_AT) + uint32(lane & uint32(15)))))
+            centroid = _ptx.load_f32(
+                table + uint64(uint32(4) * uint32(uint32(CENTROIDS_AT) + uint32(lane & uint32(15))))
+            )
         if is_rotated and is_signed:
             flip(r, cuda.const.array_like(first_masks)[t])
         factor, square, flag = prepare(r)
@@ -143,7 +147,19 @@ def encode_kernel(variant: EncodeVariant) -> tuple[Any, int]:
             flag = uint32(flag | uint32(steps.SATURATED))
         _ptx.sync_warp()
         write_out(
-            mine, target, first, lane, n_groups, per_vector, n_tokens, n_heads, out_token, out_head, out_seq, capacity, starts
+            mine,
+            target,
+            first,
+            lane,
+            n_groups,
+            per_vector,
+            n_tokens,
+            n_heads,
+            out_token,
+            out_head,
+            out_seq,
+            capacity,
+            starts,
         )
         if is_measured and t == uint32(0) and group < n_groups:
             _ptx.store_u8(flags + uint64(group), flag)
@@ -177,9 +193,7 @@ def _codebook_filler(form: BlockFormat, mode: NormMode, is_measured: bool) -> An
     needs_product = is_measured or mode in (NormMode.MSE, NormMode.UNBIASED)
 
     @device
-    def fill(
-        r: Any, factor: Any, square: Any, boundaries: Any, centroid: Any, t: Any, block: Any, found: Any
-    ) -> Any:
+    def fill(r: Any, factor: Any, square: Any, boundaries: Any, centroid: Any, t: Any, block: Any, found: Any) -> Any:
         words = cuda.local.array(n_chunks, uint32)
         cc_terms = cuda.local.array(n_values, float32)
         uc_terms = cuda.local.array(n_values, float32)
@@ -249,9 +263,7 @@ def _float16_filler(form: BlockFormat, is_measured: bool) -> Any:
     measure = _measurer(form)
 
     @device
-    def fill(
-        r: Any, factor: Any, square: Any, boundaries: Any, centroid: Any, t: Any, block: Any, found: Any
-    ) -> Any:
+    def fill(r: Any, factor: Any, square: Any, boundaries: Any, centroid: Any, t: Any, block: Any, found: Any) -> Any:
         decoded = cuda.local.array(n_values, float32)
         cut = uint32(0)
         for v in range(n_values):
@@ -290,9 +302,7 @@ def _q8_filler(form: BlockFormat, is_measured: bool) -> Any:
     measure = _measurer(form)
 
     @device
-    def fill(
-        r: Any, factor: Any, square: Any, boundaries: Any, centroid: Any, t: Any, block: Any, found: Any
-    ) -> Any:
+    def fill(r: Any, factor: Any, square: Any, boundaries: Any, centroid: Any, t: Any, block: Any, found: Any) -> Any:
         decoded = cuda.local.array(n_values, float32)
         cut = uint32(0)
         for chunk in range(n_chunks):  # four lanes hold a block of 32 values
@@ -339,9 +349,7 @@ def _q4_filler(form: BlockFormat, is_measured: bool) -> Any:
         return size, value
 
     @device
-    def fill(
-        r: Any, factor: Any, square: Any, boundaries: Any, centroid: Any, t: Any, block: Any, found: Any
-    ) -> Any:
+    def fill(r: Any, factor: Any, square: Any, boundaries: Any, centroid: Any, t: Any, block: Any, found: Any) -> Any:
         decoded = cuda.local.array(n_values, float32)
         cut = uint32(0)
         for chunk in range(n_chunks):

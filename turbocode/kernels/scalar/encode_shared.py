@@ -1,4 +1,5 @@
-"""The plain encoder for groups of any size: a warp a group, the group in shared memory. See encode_lanes.py for the fast one.
+"""The plain encoder for groups of any size: a warp a group, the group in shared memory. See encode_lanes.py for the
+fast one.
 
 `preparer` and `finisher` are what the trellis encoder does before and after its search, too.
 """
@@ -72,9 +73,7 @@ def finisher(g: int, mode: NormMode, is_measured: bool) -> Any:
     dot, corrected = products(g), steps.norm_corrector(mode)
 
     @device
-    def finish(
-        y: Any, c: Any, terms: Any, lane: Any, norm: Any, factor: Any, inverse: Any, found: Any
-    ) -> Any:
+    def finish(y: Any, c: Any, terms: Any, lane: Any, norm: Any, factor: Any, inverse: Any, found: Any) -> Any:
         cc = dot(c, c, terms, lane)
         if is_measured:  # the error is taken from y before y becomes u
             found[0], found[1], found[4] = norm, factor, cc

@@ -1,10 +1,10 @@
 """The fast encoder of scalar codebooks that are symmetric: rotation on the tensor cores, indices from magnitudes.
 
 What it saves over encode_lanes.py: no exchange between lanes; no conversion of the input; signs after the rotation flip
-the index, not the value, because index(-u) = 2**bits - 1 - index(u); |c|^2 follows from how often each magnitude occurs.
-A GPU adds and multiplies twice as fast as it compares and selects, so comparisons are multiply-adds cut to 0 and 1, and
-indices are collected as digits of a float32. With 4 bits a magnitude first finds its cell of 32, whose boundary and
-index a lane of the warp keeps.
+the index, not the value, because index(-u) = 2**bits - 1 - index(u); |c|^2 follows from how often each magnitude
+occurs. A GPU adds and multiplies twice as fast as it compares and selects, so comparisons are multiply-adds cut to 0
+and 1, and indices are collected as digits of a float32. With 4 bits a magnitude first finds its cell of 32, whose
+boundary and index a lane of the warp keeps.
 
 Sums come in another order than the CPU's, so that a value within rounding of a boundary may take the next index, and a
 norm within rounding of two float16 the other one. tests/kernels/test_cuda.py bounds how often.
@@ -60,7 +60,7 @@ def can_encode(variant: EncodeVariant) -> bool:
 
 @device
 def _whole(digits: Any) -> Any:
-    """A whole number below 2**23 from a float32; the sum puts it into the low bits, which is quicker than converting."""
+    """A whole number below 2**23 from a float32, by the sum that puts it into the low bits."""
     return uint32(_ptx.float_bits(digits + MAGIC) & uint32(0x7FFFFF))
 
 
@@ -74,7 +74,7 @@ def _index_masks(form: BlockFormat, signs: NDArray[np.float32]) -> NDArray[np.ui
 
 @functools.cache
 def encode_kernel(variant: EncodeVariant) -> tuple[Any, int]:
-    """(kernel, -groups that a block handles at a time): as many blocks as fit go through all groups; arguments as those of encode_lanes.py."""
+    """(kernel, -groups that a block handles at a time); arguments as those of encode_lanes.py."""
     assert can_encode(variant), variant
     form, rotation = variant.block_format, variant.rotation
     g, bits = form.group_size, form.bits
@@ -123,7 +123,8 @@ def encode_kernel(variant: EncodeVariant) -> tuple[Any, int]:
     def digits(
         r: Any, magnitudes: Any, signs: Any, boundaries: Any, inverse: Any, reach: Any, edge: Any, level: Any
     ) -> None:
-        """Per digit of n_digit values: fields of `bits` bits of the magnitudes' numbers; and signs, 1 for values above 0.
+        """Per digit of n_digit values: fields of `bits` bits of the magnitudes' numbers; and signs, 1 for values
+        above 0.
 
         Digits side by side, so that their sums, each a chain of additions, go on at the same time.
         """
@@ -148,7 +149,16 @@ def encode_kernel(variant: EncodeVariant) -> tuple[Any, int]:
 
     @device
     def finish(
-        r: Any, table: Any, squares: Any, boundaries: Any, edge: Any, level: Any, reach: Any, mirror: Any, t: Any, block: Any
+        r: Any,
+        table: Any,
+        squares: Any,
+        boundaries: Any,
+        edge: Any,
+        level: Any,
+        reach: Any,
+        mirror: Any,
+        t: Any,
+        block: Any,
     ) -> None:
         """The blocks of the lane's group, whose transform is r."""
         even, odd = _ZERO, _ZERO
@@ -301,13 +311,27 @@ def encode_kernel(variant: EncodeVariant) -> tuple[Any, int]:
                 for w in range(n_words):
                     words[w] = uint32(words[w] ^ masks[w])
             transform(words, columns, r)
-            near = uint32(min(uint32(uint32(first + stride) + row), last))  # those of the next turn, on their way meanwhile
+            near = uint32(
+                min(uint32(uint32(first + stride) + row), last)
+            )  # those of the next turn, on their way meanwhile
             load(read_at(source, near, per_vector, n_tokens, n_heads, in_token, in_head, in_seq) + skip, words)
             block = at(mine, uint32(row * uint32(group_bytes)))
             finish(r, table, squares, boundaries, edge, level, reach, mirror, t, block)
             _ptx.sync_warp()
             write_out(
-                mine, target, first, lane, n_groups, per_vector, n_tokens, n_heads, out_token, out_head, out_seq, capacity, starts
+                mine,
+                target,
+                first,
+                lane,
+                n_groups,
+                per_vector,
+                n_tokens,
+                n_heads,
+                out_token,
+                out_head,
+                out_seq,
+                capacity,
+                starts,
             )
             _ptx.sync_warp()
             first = uint32(first + stride)

@@ -15,7 +15,8 @@ uint32 = types.uint32
 
 @functools.cache
 def word_placer(form: BlockFormat, n_lanes: int) -> Any:
-    """put(block, chunk, t, word, stored): the chunk's eight indices, `bits` bits each in word, and the norm if it is due.
+    """put(block, chunk, t, word, stored): the chunk's eight indices, `bits` bits each in word, and the norm if it is
+    due.
 
     chunk : compile-time number of the lane's chunk; t : the lane among the n_lanes of the group; stored : float16 bits
     """

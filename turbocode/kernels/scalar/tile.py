@@ -20,7 +20,7 @@ def tile_bytes(n_bytes: int) -> int:
 
 @functools.cache
 def row_address(group_bytes: int) -> Any:
-    """The address of a group's blocks in a cache whose sequences begin at tokens of their own; 0 beyond its capacity."""
+    """The address of a group's blocks in a cache whose sequences have starts of their own; 0 beyond its capacity."""
     strided = group_address(True, group_bytes)
 
     @device

@@ -31,7 +31,7 @@ N_ROOTS = 4  # float32 numbers of a group that outlive the search: norm, factor,
 
 @functools.cache
 def encode_kernel(variant: EncodeVariant, arithmetic: Arithmetic = Arithmetic.EXACT) -> tuple[Any, int]:
-    """(kernel, groups a block handles); arguments as those of scalar/encode_lanes.py, the table being the states' values."""
+    """(kernel, groups a block handles); arguments as in scalar/encode_lanes.py, the table being the states' values."""
     form, trellis = variant.block_format, Trellis.of_format(variant.block_format)
     g, group_bytes = form.group_size, form.bytes_per_group
     approach = trellis.approach(g) if trellis.is_tail_biting else 0

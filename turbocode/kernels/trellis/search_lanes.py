@@ -1,11 +1,12 @@
 """The Viterbi search on a GPU: the costs of all states in the registers of P threads, S states a thread.
 
-Thread i of a group holds states S i to S i + S - 1: whole sets of 2**k predecessors, whose choice stays inside the thread.
-The least cost of each of the 2**(L - k) sets, not those of the 2**L states, goes through shared memory to the threads
-that hold the successors, which add the distance of their own states; so do the table's values, which never leave the
-registers. Decisions, k bits a set, are collected over J steps and stored as one word a thread.
+Thread i of a group holds states S i to S i + S - 1: whole sets of 2**k predecessors, whose choice stays inside the
+thread. The least cost of each of the 2**(L - k) sets, not those of the 2**L states, goes through shared memory to the
+threads that hold the successors, which add the distance of their own states; so do the table's values, which never
+leave the registers. Decisions, k bits a set, are collected over J steps and stored as one word a thread.
 
-Arithmetic, order and ties are those of viterbi.py, so the paths are the same; `Arithmetic.PACKED` is the faster variant.
+Arithmetic, order and ties are those of viterbi.py, so the paths are the same; `Arithmetic.PACKED` is the faster
+variant.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from turbocode.kernels._cuda import at, cuda, device, types
 from turbocode.kernels.trellis.trellis import Trellis
 
 THREADS = 128
-STATES_PER_THREAD = {8: 16, 9: 16}  # by states_log2; 32 for others
+STATES_PER_THREAD = {4: 4, 5: 4, 6: 8, 7: 8, 8: 16, 9: 16}  # by states_log2; 32 for more, and at least a set
 WARP = 32
 
 float32, uint32, uint64 = types.float32, types.uint32, types.uint64
@@ -41,14 +42,18 @@ class Arithmetic(enum.IntEnum):
 
 
 class LaneSearch(NamedTuple):
-    """group_threads : P; per_block : groups of a block of THREADS; words : of shared memory that a group needs
+    """group_threads : P; threads, per_block : threads and groups of a block; words : of shared memory that a group
+        needs
 
-    search(samples, factor, weights, table, area, states, thread) -> cost of the best path, in every thread of the group.
+    search(samples, factor, weights, table, area, states, thread) -> cost of the best path, in every thread of the
+    group.
     samples, weights : float32 (g,) in shared memory, samples times factor being searched; table : address in GPU memory
-    area : `words` of shared memory; states : uint16 (g,) in shared memory, set to the path; thread : number in the block
+    area : `words` of shared memory; states : uint16 (g,) in shared memory, set to the path; thread : number in the
+        block
     """
 
     group_threads: int
+    threads: int
     per_block: int
     words: int
     search: Any
@@ -123,10 +128,10 @@ def lane_search(
 ) -> LaneSearch:
     """The search of groups of g values; approach as in viterbi.py, 0 for free ends."""
     k, length = trellis.bits, trellis.states_log2
-    n_held = per_thread or STATES_PER_THREAD.get(length, 32)
+    n_held = per_thread or max(STATES_PER_THREAD.get(length, 32), 1 << k)
     n_threads = max(1, (1 << length) // n_held)
     n_sets, n_own, size = 1 << (length - k), n_held >> k, 1 << k
-    assert n_held >= max(4, size) and n_threads <= THREADS, (trellis, n_held)
+    assert n_held >= max(4, size) and n_sets >= 4 and n_threads <= THREADS, (trellis, n_held)
     n_steps = max(g, 2 * approach)
     step_bits = n_own * k
     per_word = 32 // step_bits
@@ -149,7 +154,7 @@ def lane_search(
         sync()
         base = at(least, uint32(uint32(uint32(i * uint32(n_held)) & uint32(n_sets - 1)) * uint32(4)))
         for quad in range(n_held // 4):
-            before = _ptx.load_shared_f32x4(at(base, uint32(16 * quad)))
+            before = _ptx.load_shared_f32x4(at(base, uint32(16 * quad % (4 * n_sets))))
             for e in range(4):
                 r = 4 * quad + e
                 distance = _ptx.subtract(x, values[r])
@@ -270,9 +275,7 @@ def lane_search(
             advance(c, values, samples, factor, weights, uint32((g - approach) % g), uint32(2 * approach), i, area)
             cost, state = best(c, i, overlap, False, area, thread)
             sync()
-            overlap = uint32(
-                trace(area, state, uint32(2 * approach), uint32(approach - 1), states, False) >> uint32(k)
-            )
+            overlap = uint32(trace(area, state, uint32(2 * approach), uint32(approach - 1), states, False) >> uint32(k))
             sync()
         begin(c, i, overlap, approach > 0)
         advance(c, values, samples, factor, weights, uint32(0), uint32(g), i, area)
@@ -283,4 +286,5 @@ def lane_search(
         sync()
         return cost
 
-    return LaneSearch(n_threads, THREADS // n_threads, n_words + n_buffers * n_sets, search)
+    block_threads = max(WARP, min(THREADS, 8 * n_threads))
+    return LaneSearch(n_threads, block_threads, block_threads // n_threads, n_words + n_buffers * n_sets, search)

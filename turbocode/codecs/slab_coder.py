@@ -1,0 +1,152 @@
+"""Slabs of vectors from host memory through a codec and back: on the CPU at once, on a GPU while the caller does more.
+
+`coder_for(codec, device).submit(...)` returns a job; `job.result()` waits for it. Up to `depth` jobs may be under way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from turbocode.codecs.codec import Codec
+from turbocode.codecs.gpu_codec import GpuCodec
+from turbocode.codecs.report import EncodeReport
+from turbocode.errors import DataError
+
+Encoded = tuple[NDArray[np.uint8], EncodeReport]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A slab on its way; `result` waits for it."""
+
+    result: Callable[[], Any]
+
+
+class SlabCoder(Protocol):
+    """depth : jobs that may be under way; submit_encode and submit_decode start one for vectors of one KV head."""
+
+    depth: int
+
+    def submit_encode(self, values: NDArray[Any], head: int) -> Job: ...
+
+    def submit_decode(self, blocks: NDArray[np.uint8], head: int) -> Job: ...
+
+
+class CpuSlabCoder:
+    """Everything is done when it is submitted."""
+
+    depth = 1
+
+    def __init__(self, codec: Codec) -> None:
+        self._codec = codec
+
+    def submit_encode(self, values: NDArray[Any], head: int) -> Job:
+        encoded = self._codec.encode(values, head)
+        return Job(lambda: encoded)
+
+    def submit_decode(self, blocks: NDArray[np.uint8], head: int) -> Job:
+        values = self._codec.decode(blocks, head)
+        return Job(lambda: values)
+
+
+@dataclass
+class _Slot:
+    """Memory for one slab on the GPU, page-locked host memory beside it, and a stream."""
+
+    gpu: Any
+    buffers: dict[str, tuple[Any, NDArray[np.uint8]]]
+
+    def room(self, name: str, n_bytes: int) -> tuple[Any, NDArray[np.uint8]]:
+        """(device array, host array), uint8, of at least n_bytes; kept for the next slab."""
+        found = self.buffers.get(name)
+        if found is None or len(found[1]) < n_bytes:
+            found = self.buffers[name] = self.gpu.empty((n_bytes,), "uint8"), self.gpu.pinned(n_bytes)
+        return found
+
+
+class GpuSlabCoder:
+    """Two slots: while one slab is copied and coded, the caller reads the next and writes the last."""
+
+    depth = 2
+
+    def __init__(self, codec: Codec, device: int) -> None:
+        from turbocode.kernels._graph import Gpu
+
+        self._codec, self._gpu_codec = codec, GpuCodec(codec)
+        self._slots = [_Slot(Gpu(device), {}) for _ in range(self.depth)]
+        self._next = 0
+
+    def _slot(self) -> _Slot:
+        slot = self._slots[self._next]
+        self._next = (self._next + 1) % self.depth
+        return slot
+
+    def submit_encode(self, values: NDArray[Any], head: int) -> Job:
+        from turbocode.kernels.gpu_call import view
+        from turbocode.kernels.group import moments_of_facts
+        from turbocode.kernels.scalar.gpu_steps import N_FACTS
+
+        codec, form, slot = self._codec, self._codec.block_format, self._slot()
+        gpu, n = slot.gpu, len(values)
+        values = np.ascontiguousarray(values, values.dtype if values.dtype == np.float16 else np.float32)
+        n_groups = n * (codec.head_dim // form.group_size)
+        shapes = {
+            "blocks": ((n, codec.bytes_per_vector), "uint8", n * codec.bytes_per_vector),
+            "facts": ((n_groups, N_FACTS), "float32", 4 * N_FACTS * n_groups),
+            "flags": ((n_groups,), "uint8", n_groups),
+        }
+        place, staged = slot.room("values", values.nbytes)
+        staged[: values.nbytes] = values.reshape(-1).view(np.uint8)
+        gpu.upload(staged[: values.nbytes], place)
+        rooms = {name: slot.room(name, size) for name, (_, _, size) in shapes.items()}
+        arrays = {name: view(rooms[name][0], shape, dtype) for name, (shape, dtype, _) in shapes.items()}
+        self._gpu_codec.encoder(head).measured(
+            view(place, values.shape, str(values.dtype)),
+            out=arrays["blocks"],
+            room=(arrays["facts"], arrays["flags"]),
+            stream=gpu.stream,
+        )
+        for name, (_, _, size) in shapes.items():
+            gpu.download(rooms[name][0], rooms[name][1][:size])
+
+        def result() -> Encoded:
+            gpu.wait()
+            host = {name: rooms[name][1][:size].view(d).reshape(s) for name, (s, d, size) in shapes.items()}
+            moments = moments_of_facts(host["facts"], form.has_codebook)
+            report, bad = EncodeReport.from_moments(moments, host["flags"], codec.head_dim // form.group_size)
+            if bad >= 0:
+                raise DataError(f"vector ({bad},) holds a NaN or an infinity; finite values are needed")
+            return host["blocks"], report
+
+        return Job(result)
+
+    def submit_decode(self, blocks: NDArray[np.uint8], head: int) -> Job:
+        from turbocode.kernels.gpu_call import view
+
+        codec, slot = self._codec, self._slot()
+        gpu, shape = slot.gpu, (len(blocks), self._codec.head_dim)
+        n_bytes = 4 * shape[0] * shape[1]
+        place, staged = slot.room("blocks", blocks.nbytes)
+        staged[: blocks.nbytes] = np.ascontiguousarray(blocks).reshape(-1)
+        gpu.upload(staged[: blocks.nbytes], place)
+        target, host = slot.room("values", n_bytes)
+        decoder = self._gpu_codec.decoder(head)
+        decoder(view(place, blocks.shape, "uint8"), out=view(target, shape, "float32"), stream=gpu.stream)
+        gpu.download(target, host[:n_bytes])
+
+        def result() -> NDArray[np.float32]:
+            gpu.wait()
+            return host[:n_bytes].view(np.float32).reshape(shape)
+
+        assert codec.bytes_per_vector == blocks.shape[1]
+        return Job(result)
+
+
+def coder_for(codec: Codec, device: int | None) -> SlabCoder:
+    """The coder of a GPU's number, or of the CPU for None."""
+    return CpuSlabCoder(codec) if device is None else GpuSlabCoder(codec, device)

@@ -1,0 +1,214 @@
+"""The kernels of the GPU by name: how each is made, and what its machine code must be like.
+
+Tests compile every entry for `ARCHITECTURES` without a GPU and check it, and that docs/gpu.md names it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from turbocode.formats import block_format
+from turbocode.kernels.fwht import rotation_for
+from turbocode.kernels.fwht.lanes import BFLOAT16, FLOAT16, FLOAT32
+from turbocode.kernels.fwht.rotate_kernel import N_ARGS as N_ROTATE_ARGS
+from turbocode.kernels.fwht.rotate_kernel import rotate_kernel, rotate_shared_kernel
+from turbocode.kernels.scalar import (
+    decode_lanes,
+    decode_shared,
+    decode_tensor,
+    encode_lanes,
+    encode_shared,
+    encode_tensor,
+)
+from turbocode.kernels.scalar.decode_lanes import DecodeVariant
+from turbocode.kernels.scalar.encode_lanes import EncodeVariant
+from turbocode.kernels.scalar.norm_mode import NormMode
+from turbocode.kernels.trellis import encode_kernel as trellis_encode
+from turbocode.kernels.trellis.search_kernel import N_ARGS as N_SEARCH_ARGS
+from turbocode.kernels.trellis.search_kernel import search_kernel
+from turbocode.kernels.trellis.search_lanes import Arithmetic
+from turbocode.kernels.trellis.trellis import Trellis
+
+ARCHITECTURES = ((8, 0), (9, 0), (12, 0))
+_WIDE_LOAD, _WIDE_STORE, _EXCHANGE, _TENSOR = r"LDG\.E\..*128", r"STG\.E\..*128", r"SHFL", r"HMMA"
+_SHARED_LOAD = r"LDS\.128"
+_TYPES = {"fp16": FLOAT16, "bf16": BFLOAT16, "fp32": FLOAT32}
+
+
+@dataclass(frozen=True)
+class KernelEntry:
+    """name : of the kernel, its format and its type
+
+    make : compiles nothing, gives the decorated function; n_args : its arguments, all uint64
+    max_registers : of a thread; opcodes : patterns of machine instructions that must occur
+    """
+
+    name: str
+    make: Callable[[], Any]
+    n_args: int
+    max_registers: int
+    opcodes: tuple[str, ...] = ()
+
+
+def _encode_variant(
+    name: str, head_dim: int, value_type: int, is_measured: bool = False, is_strided: bool = False
+) -> Any:
+    form = block_format(name, head_dim)
+    kind = "signed" if form.has_codebook else "none"
+    mode = NormMode.MSE if form.is_trellis else NormMode.L2
+    rotation = rotation_for(form.group_size, kind)
+    return EncodeVariant(form, rotation, mode, value_type, is_measured, is_strided, is_strided)
+
+
+def _decode_variant(name: str, head_dim: int, value_type: int, is_table_shared: bool = True) -> Any:
+    form = block_format(name, head_dim)
+    rotation = rotation_for(form.group_size, "signed" if form.has_codebook else "none")
+    return DecodeVariant(form, rotation, value_type, False, False, is_table_shared)
+
+
+def _rotations() -> Iterator[KernelEntry]:
+    for type_name, value_type in _TYPES.items():
+        for g in (16, 32, 64, 128):
+            rotation = rotation_for(g)
+            yield KernelEntry(
+                f"rotate {g} {type_name}",
+                lambda r=rotation, t=value_type: rotate_kernel(r, False, t, t, False, False)[0],  # type: ignore[misc]
+                N_ROTATE_ARGS,
+                64,
+                (_WIDE_LOAD, _WIDE_STORE, _EXCHANGE),
+            )
+    for g in (40, 48, 80, 96):
+        rotation = rotation_for(g)
+        yield KernelEntry(
+            f"rotate {g} fp16",
+            lambda r=rotation: rotate_shared_kernel(r, True, FLOAT16, FLOAT16, False, False)[0],  # type: ignore[misc]
+            N_ROTATE_ARGS,
+            64,
+        )
+
+
+def _encoders() -> Iterator[KernelEntry]:
+    n = encode_lanes.N_ARGS
+    scalar = ("turbo2", "turbo3", "turbo4", "turbo2_0", "turbo3_0", "q8_0", "q4_0", "f16")
+    for name in scalar:
+        for type_name, value_type in _TYPES.items() if name == "turbo3" else [("fp16", FLOAT16)]:
+            variant = _encode_variant(name, 128, value_type)
+            yield KernelEntry(
+                f"encode {name} 128 {type_name}",
+                lambda v=variant: encode_lanes.encode_kernel(v)[0],  # type: ignore[misc]
+                n,
+                168 if name == "turbo4" else 128,
+                (_WIDE_LOAD, _WIDE_STORE),
+            )
+        measured = _encode_variant(name, 128, FLOAT16, is_measured=True, is_strided=True)
+        yield KernelEntry(
+            f"encode {name} 128 fp16, measured, strided",
+            lambda v=measured: encode_lanes.encode_kernel(v)[0],  # type: ignore[misc]
+            n,
+            168 if name == "turbo4" else 128,
+            (_WIDE_LOAD,),
+        )
+    for name, head_dim in (("turbo3", 96), ("turbo4", 80), ("q8_0", 96), ("q4_0", 96)):
+        variant = _encode_variant(name, head_dim, FLOAT16, is_measured=True)
+        yield KernelEntry(
+            f"encode {name} {head_dim} fp16, measured",
+            lambda v=variant: encode_shared.encode_kernel(v)[0],  # type: ignore[misc]
+            n,
+            128,
+        )
+    for name in ("turbo2", "turbo3", "turbo4", "turbo3_0"):
+        for g in (64, 128) if name == "turbo3" else (128,):
+            variant = _encode_variant(name, g, FLOAT16)
+            yield KernelEntry(
+                f"fast encode {name} {g} fp16",
+                lambda v=variant: encode_tensor.encode_kernel(v)[0],  # type: ignore[misc]
+                n,
+                128,
+                (_WIDE_LOAD, _WIDE_STORE, _TENSOR, r"FFMA\.SAT"),
+            )
+
+
+def _trellises() -> Iterator[KernelEntry]:
+    n = encode_lanes.N_ARGS
+    for name in (
+        "trellis1",
+        "trellis2",
+        "trellis3",
+        "trellis4",
+        "turbo1_tcq",
+        "turbo2_tcq",
+        "turbo3_tcq",
+        "trellis2_l12",
+    ):
+        variant = _encode_variant(name, 128, FLOAT16, is_measured=name == "trellis3")
+        yield KernelEntry(
+            f"encode {name} 128 fp16",
+            lambda v=variant: trellis_encode.encode_kernel(v)[0],  # type: ignore[misc]
+            n,
+            128,
+            (_SHARED_LOAD,),
+        )
+    packed = _encode_variant("trellis3", 128, FLOAT16)
+    yield KernelEntry(
+        "fast encode trellis3 128 fp16",
+        lambda: trellis_encode.encode_kernel(packed, Arithmetic.PACKED)[0],
+        n,
+        128,
+        (_SHARED_LOAD, r"FFMA"),
+    )
+    for k, length, is_weighted in ((2, 8, False), (3, 9, True), (1, 4, False), (4, 12, False)):
+        trellis = Trellis(k, length, True)
+        yield KernelEntry(
+            f"search k = {k}, L = {length}" + (", weighted" if is_weighted else ""),
+            lambda t=trellis, w=is_weighted: search_kernel(t, 128, t.approach(128), w)[0],  # type: ignore[misc]
+            N_SEARCH_ARGS,
+            128,
+            (_SHARED_LOAD,),
+        )
+
+
+def _decoders() -> Iterator[KernelEntry]:
+    n = decode_lanes.N_ARGS
+    names = ("turbo2", "turbo3", "turbo4", "turbo3_0", "q8_0", "q4_0", "f16", "trellis2", "trellis3", "turbo3_tcq")
+    for name in names:
+        for type_name, value_type in _TYPES.items() if name == "turbo3" else [("fp16", FLOAT16)]:
+            variant = _decode_variant(name, 128, value_type)
+            yield KernelEntry(
+                f"decode {name} 128 {type_name}",
+                lambda v=variant: decode_lanes.decode_kernel(v)[0],  # type: ignore[misc]
+                n,
+                128,
+                (_WIDE_STORE,),
+            )
+    cached = _decode_variant("trellis3", 128, FLOAT16, is_table_shared=False)
+    yield KernelEntry(
+        "decode trellis3 128 fp16, table in the cache",
+        lambda: decode_lanes.decode_kernel(cached)[0],
+        n,
+        128,
+        (_WIDE_STORE,),
+    )
+    for name, head_dim in (("turbo3", 96), ("q4_0", 96), ("trellis2", 80)):
+        variant = _decode_variant(name, head_dim, FLOAT16)
+        yield KernelEntry(
+            f"decode {name} {head_dim} fp16",
+            lambda v=variant: decode_shared.decode_kernel(v)[0],  # type: ignore[misc]
+            n,
+            64,
+        )
+    for name, value_type in (("turbo2", FLOAT16), ("turbo3", FLOAT32), ("turbo4", BFLOAT16), ("turbo3_0", FLOAT16)):
+        variant = _decode_variant(name, 128, value_type)
+        yield KernelEntry(
+            f"fast decode {name} 128 {['fp16', 'bf16', 'fp32'][value_type]}",
+            lambda v=variant: decode_tensor.decode_kernel(v)[0],  # type: ignore[misc]
+            n,
+            128,
+            (_WIDE_STORE, _TENSOR, _EXCHANGE),
+        )
+
+
+def kernel_table() -> tuple[KernelEntry, ...]:
+    """Every kernel, in the variants that differ in their code."""
+    return (*_rotations(), *_encoders(), *_trellises(), *_decoders())
