@@ -27,6 +27,7 @@ COMMANDS = {
     "quantize": LazyCommand("turbocode_cli.quantize:command", "Encode the keys and values of a dump."),
     "dequantize": LazyCommand("turbocode_cli.dequantize:command", "Decode a quantized file into a dump."),
     "attend": LazyCommand("turbocode_cli.attend:command", "Compare or time attention over packed blocks."),
+    "benchmark": LazyCommand("turbocode_cli.benchmark:command", "Time the kernels of the GPU."),
     "export": LazyCommand("turbocode_cli.export:command", "Write what a runtime needs, such as a C header."),
     "verify": LazyCommand("turbocode_cli.verify:command", "Check a file: checksums, decoding, stored figures."),
     "synthesize": LazyCommand("turbocode_cli.synthesize:command", "Make a dump of chosen shape and statistics."),

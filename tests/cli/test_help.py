@@ -9,10 +9,10 @@ from typing import Any
 import click
 import pytest
 
-from turbocode_cli import attend, export, main
+from turbocode_cli import attend, benchmark, export, main
 from turbocode_cli.lazy_group import LazyGroup
 
-GROUPS = {(): main.command, ("attend",): attend.command, ("export",): export.command}
+GROUPS = {(): main.command, ("attend",): attend.command, ("export",): export.command, ("benchmark",): benchmark.command}
 COMMANDS = [(*path, name) for path, group in GROUPS.items() for name in group.lazy]
 HEAVY = ("numpy", "h5py", "numba", "scipy", "sklearn", "pydantic", "rich", "psutil", "importlib.metadata")
 

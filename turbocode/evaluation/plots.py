@@ -170,3 +170,33 @@ def _draw_distances(axes: Any, rates: Sequence[dict[str, Any]]) -> None:
     axes.set_xticks(sorted({row["bits"] for row in rates}))
     axes.grid(visible=True, alpha=0.3)
     axes.legend(fontsize=8)
+
+
+def plot_kernels(path: AnyPath, result: dict[str, Any], *, force: bool = False) -> None:
+    """Write a PNG of the bandwidth of each kernel beside that of a copy; result is kernel_benchmark's."""
+    from matplotlib.figure import Figure
+
+    rows = list(reversed(result["kernels"]))
+    figure = Figure(figsize=(9.0, 1.5 + 0.24 * len(rows)), dpi=_DPI, layout="constrained")
+    axes = figure.subplots()
+    colors = {"FWHT": "C0", "encode": "C1", "decode": "C2"}
+    axes.barh(
+        [row["name"] for row in rows],
+        [row["gb_per_s"] for row in rows],
+        color=[colors.get(row["name"].split()[0], "C7") for row in rows],
+    )
+    for number, row in enumerate(rows):
+        axes.annotate(
+            f"{100 * row['share_of_copy']:.0f} %, {row['values_per_s'] / 1e9:.3g} G values/s",
+            (row["gb_per_s"], number),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=7,
+        )
+    axes.axvline(result["copy_gb_per_s"], color="black", lw=1, ls=":", label="copy")
+    axes.set(xlabel="GB/s, bytes read plus written", xlim=(0, 1.35 * result["copy_gb_per_s"]), ylim=(-0.7, len(rows)))
+    axes.tick_params(axis="y", labelsize=8)
+    axes.legend(loc="lower right")
+    axes.set_title(f"{result['device']['name']}, {result['n_values']:,} values")
+    _save(figure, path, force)

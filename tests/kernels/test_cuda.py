@@ -1,0 +1,300 @@
+"""The kernels on a real GPU: everything that the simulator checks at small sizes, and what only a GPU can show."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from turbocode.codecs import make_codec
+from turbocode.codecs.gpu_codec import GpuCodec
+from turbocode.codecs.slab_coder import CpuSlabCoder, GpuSlabCoder
+from turbocode.errors import OptionError
+from turbocode.evaluation.environment import cuda_problem
+from turbocode.formats.packing import unpack_bits
+from turbocode.kernels.fwht import cpu as rotation_cpu
+from turbocode.kernels.fwht import rotation_for
+from turbocode.kernels.group import moments_of_facts
+from turbocode.kernels.trellis import Trellis, cpu
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(cuda_problem() is not None, reason=f"no GPU: {cuda_problem()}"),
+]
+N_VALUES = 10**7
+SCALAR = ("turbo2", "turbo3", "turbo4", "turbo2_0", "turbo3_0", "turbo4_0", "q8_0", "q4_0", "f16")
+TRELLISES = ("trellis1", "trellis2", "trellis3", "trellis4", "turbo1_tcq", "turbo2_tcq", "turbo3_tcq", "trellis2_l12")
+FORMATS = [
+    *((name, 128) for name in SCALAR + TRELLISES),
+    *(("turbo3", 96), ("turbo4", 80), ("q4_0", 96), ("turbo3", 64), ("turbo2", 16), ("trellis3", 96)),
+]
+
+
+@pytest.fixture(scope="module")
+def gpu() -> Any:
+    from turbocode.kernels._graph import Gpu
+
+    return Gpu(0)
+
+
+def up(gpu: Any, host: Any) -> Any:
+    array = gpu.empty(host.shape, str(host.dtype))
+    gpu.upload(np.ascontiguousarray(host), array)
+    gpu.wait()
+    return array
+
+
+def down(gpu: Any, array: Any) -> Any:
+    from turbocode.kernels._launch import device_array
+
+    array = device_array(array)
+    host = np.empty(array.shape, array.dtype)
+    gpu.wait()
+    gpu.download(array, host)
+    gpu.wait()
+    return host
+
+
+def groups(rng: np.random.Generator, n: int, g: int, dtype: Any) -> Any:
+    x = (rng.standard_normal((n, g), dtype=np.float32) * np.exp(rng.standard_normal((n, 1), dtype=np.float32))).astype(
+        dtype
+    )
+    x[0] = 0
+    x[1:40] *= np.float16(1e-5)
+    return x
+
+
+@pytest.mark.parametrize(("name", "head_dim"), FORMATS)
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_blocks_of_the_cpu_on_ten_million_values(
+    name: str, head_dim: int, dtype: Any, gpu: Any, rng: np.random.Generator
+) -> None:
+    codec = make_codec(name, head_dim)
+    form = codec.block_format
+    count = (
+        N_VALUES if not form.is_trellis else N_VALUES // (1 if form.states_log2 < 12 and dtype == np.float16 else 10)
+    )
+    x = groups(rng, count // form.group_size, form.group_size, dtype)
+    expected, coder = codec._encode_groups(x, 0), GpuCodec(codec)
+    blocks, facts, flags = coder.encoder().measured(up(gpu, x), stream=gpu.stream)
+    np.testing.assert_array_equal(down(gpu, blocks), expected.blocks)
+    np.testing.assert_array_equal(moments_of_facts(down(gpu, facts), form.has_codebook), expected.moments)
+    np.testing.assert_array_equal(down(gpu, flags), expected.flags)
+    np.testing.assert_array_equal(down(gpu, coder.encode(up(gpu, x), stream=gpu.stream)), expected.blocks)
+    decoded = coder.decode(blocks, dtype="float32", stream=gpu.stream)
+    np.testing.assert_array_equal(down(gpu, decoded), codec.decode(expected.blocks))
+
+
+@pytest.mark.parametrize("name", ["turbo2", "turbo3", "turbo4", "turbo3:norm=mse"])
+def test_fast_blocks_are_off_by_one_in_at_most_one_index_of_a_hundred_thousand(
+    name: str, gpu: Any, rng: np.random.Generator
+) -> None:
+    codec = make_codec(name, 128)
+    form = codec.block_format
+    x = groups(rng, N_VALUES // 128, 128, np.float16)
+    expected = codec.encode(x)[0].view(form.dtype)[:, 0]
+    coder = GpuCodec(codec, is_exact=False)
+    blocks = coder.encode(up(gpu, x), stream=gpu.stream)
+    found = down(gpu, blocks).view(form.dtype)[:, 0]
+    coded = expected["norm"] > 0
+    indices, others = (unpack_bits(b["indices"][coded], form.bits).astype(int) for b in (found, expected))
+    assert np.abs(indices - others).max() <= 1
+    assert (indices != others).mean() <= 1e-5
+    norms, other_norms = (b["norm"].view(np.uint16).astype(int) for b in (found, expected))
+    assert np.abs(norms - other_norms).max() <= 1
+    assert (norms != other_norms).mean() <= 1e-3
+    values = codec.decode(expected.view(np.uint8).reshape(len(x), -1))
+    fast = coder.decode(up(gpu, expected.view(np.uint8).reshape(len(x), -1)), dtype="float32", stream=gpu.stream)
+    np.testing.assert_allclose(down(gpu, fast), values, rtol=0, atol=1e-6 * np.abs(values).max())
+
+
+@pytest.mark.parametrize("name", ["trellis2", "trellis3", "trellis4"])
+def test_fast_trellis_errs_at_most_a_thousandth_more(name: str, gpu: Any, rng: np.random.Generator) -> None:
+    codec = make_codec(name, 128)
+    x = rng.standard_normal((20000, 128)).astype(np.float16)
+    fast = down(gpu, GpuCodec(codec, is_exact=False).encode(up(gpu, x), stream=gpu.stream))
+    error, best = (np.square(codec.decode(b) - x.astype(np.float32)).sum() for b in (fast, codec.encode(x)[0]))
+    assert error <= best * 1.001
+
+
+@pytest.mark.parametrize("g", [16, 32, 40, 48, 64, 80, 96, 128])
+def test_rotation(g: int, gpu: Any, rng: np.random.Generator) -> None:
+    from turbocode.kernels.fwht import cuda
+
+    rotation, x = rotation_for(g), rng.standard_normal((12345, g)).astype(np.float32)
+    rotated = cuda.rotate(up(gpu, x), rotation, stream=gpu.stream)
+    expected = rotation_cpu.rotate(x, rotation)
+    np.testing.assert_array_equal(down(gpu, rotated), expected)
+    back = cuda.unrotate(rotated, rotation, stream=gpu.stream)
+    np.testing.assert_array_equal(down(gpu, back), rotation_cpu.unrotate(expected, rotation))
+
+
+@pytest.mark.parametrize(("k", "length"), [(1, 4), (2, 6), (1, 8), (2, 8), (3, 9), (4, 10), (1, 12), (4, 12)])
+@pytest.mark.parametrize("is_ring", [False, True])
+@pytest.mark.parametrize("is_weighted", [False, True])
+def test_search(k: int, length: int, is_ring: bool, is_weighted: bool, rng: np.random.Generator) -> None:
+    from turbocode.kernels.trellis import cuda
+
+    trellis = Trellis(k, length, is_ring)
+    table = rng.standard_normal(1 << length).astype(np.float32)
+    u = rng.standard_normal((1000, 128)).astype(np.float32)
+    weights = rng.uniform(0.5, 2, u.shape).astype(np.float32) if is_weighted else None
+    states, costs = cuda.viterbi(u, table, trellis, weights=weights)
+    expected, expected_costs = cpu.viterbi(u, table, trellis, weights=weights)
+    np.testing.assert_array_equal(states, expected)
+    np.testing.assert_array_equal(costs, expected_costs)
+
+
+@pytest.mark.parametrize("is_exact", [True, False])
+@pytest.mark.parametrize("name", ["turbo3", "trellis2"])
+def test_torch(name: str, is_exact: bool) -> None:
+    torch = pytest.importorskip("torch")
+    codec = make_codec(name, 128)
+    gpu = GpuCodec(codec, is_exact=is_exact)
+    stored = torch.randn(2, 37, 4, 128, device="cuda", dtype=torch.float16)
+    values = stored.transpose(1, 2)
+    blocks = gpu.encode(values)
+    expected = codec.encode(values.cpu().numpy())[0]
+    assert (blocks.cpu().numpy() != expected).any(-1).mean() <= (0 if is_exact else 0.02)
+    same = gpu.encode(stored.bfloat16())
+    np.testing.assert_array_equal(same.cpu().numpy(), gpu.encode(stored.bfloat16().float()).cpu().numpy())
+    decoded = gpu.decode(blocks, dtype="bfloat16")
+    assert decoded.dtype == torch.bfloat16 and decoded.shape == values.shape
+    assert (decoded.float() - gpu.decode(blocks, dtype="float32")).abs().max() < 0.05
+
+    stream = torch.cuda.Stream()
+    late = torch.zeros_like(stored)
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)
+        late.copy_(stored)
+        in_stream = gpu.encode(late.transpose(1, 2))  # takes the current stream, so it waits for the copy
+    stream.synchronize()
+    assert torch.equal(in_stream, blocks)
+
+    cache = torch.zeros(2, 4, 64, codec.bytes_per_vector, device="cuda", dtype=torch.uint8)
+    starts = torch.zeros(2, device="cuda", dtype=torch.int32)
+    token = values[:, :, :1].contiguous()
+    gpu.encode(token, out=cache, starts=starts)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        gpu.encode(token, out=cache, starts=starts)
+    cache.zero_()
+    for position in range(5):
+        token.copy_(values[:, :, position : position + 1])
+        starts.fill_(position + 2)
+        graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(cache[:, :, 2:7], blocks[:, :, :5])
+    assert not cache[:, :, :2].any() and not cache[:, :, 7:].any()
+    with pytest.raises(OptionError, match="copy nothing"):
+        gpu.encode(values.cpu())
+    with pytest.raises(OptionError, match="not in GPU memory"):
+        gpu.encode(values.cpu().numpy())
+
+
+def test_cupy_numba_and_dlpack() -> None:
+    cupy = pytest.importorskip("cupy")
+    from numba import cuda
+
+    codec = make_codec("turbo4", 128)
+    gpu, host = GpuCodec(codec), np.random.default_rng(0).standard_normal((50, 128)).astype(np.float16)
+    expected = codec.encode(host)[0]
+    assert isinstance(gpu.encode(cupy.asarray(host)), cupy.ndarray)
+    np.testing.assert_array_equal(cupy.asnumpy(gpu.encode(cupy.asarray(host))), expected)
+    np.testing.assert_array_equal(gpu.encode(cuda.to_device(host)).copy_to_host(), expected)
+
+    class OnlyDlpack:
+        def __init__(self, array: Any) -> None:
+            self.array = array
+
+        def __dlpack__(self, **options: Any) -> Any:
+            return self.array.__dlpack__(**options)
+
+        def __dlpack_device__(self) -> Any:
+            return self.array.__dlpack_device__()
+
+    cupy.cuda.Device().synchronize()
+    np.testing.assert_array_equal(gpu.encode(OnlyDlpack(cupy.asarray(host))).copy_to_host(), expected)
+
+
+@pytest.mark.parametrize("is_exact", [True, False])
+def test_more_than_two_to_the_31_values(is_exact: bool, gpu: Any, rng: np.random.Generator) -> None:
+    codec, n = make_codec("turbo3", 128), (1 << 31) // 128 + 3
+    coder, seed = GpuCodec(codec, is_exact=is_exact), rng.standard_normal((1 << 15, 128)).astype(np.float16)
+    x = gpu.empty((n, 128), "float16")
+    gpu.fill(x, seed, n * 256)
+    blocks, back = gpu.empty((n, 50), "uint8"), gpu.empty((n, 128), "float16")
+    coder.encode(x, out=blocks, stream=gpu.stream)
+    coder.decode(blocks, out=back, stream=gpu.stream)
+    from turbocode.kernels.gpu_call import view
+
+    tail, tail_back = (view(a, (4, size), dtype) for a, size, dtype in ((blocks, 50, "uint8"), (back, 128, "float16")))
+    tail.pointer, tail_back.pointer = blocks.pointer + (n - 4) * 50, back.pointer + (n - 4) * 256
+    last = seed[np.arange(n - 4, n) % len(seed)]
+    expected = GpuCodec(codec).encode(up(gpu, last), stream=gpu.stream)
+    np.testing.assert_array_equal(down(gpu, tail), down(gpu, expected))
+    np.testing.assert_allclose(
+        down(gpu, tail_back).astype(np.float32), codec.decode(down(gpu, expected)), rtol=2**-10, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("name", ["turbo3", "trellis3", "q8_0"])
+def test_slabs_of_a_file(name: str, rng: np.random.Generator) -> None:
+    codec = make_codec(name, 128)
+    here, there = CpuSlabCoder(codec), GpuSlabCoder(codec, 0)
+    slabs = [rng.standard_normal((n, 128)).astype(np.float16) for n in (3000, 10, 4000, 2999)]
+    jobs = [there.submit_encode(slab, 0) for slab in slabs[:2]]
+    for number, slab in enumerate(slabs):
+        blocks, report = jobs.pop(0).result()
+        expected, expected_report = here.submit_encode(slab, 0).result()
+        np.testing.assert_array_equal(blocks, expected)
+        assert report.to_json() == expected_report.to_json()
+        if number + 2 < len(slabs):
+            jobs.append(there.submit_encode(slabs[number + 2], 0))
+    np.testing.assert_array_equal(there.submit_decode(expected, 0).result(), codec.decode(expected))
+
+
+@pytest.mark.parametrize("compute", ["prmt", "popc", "shr", "sat", "halves"])
+def test_instructions_mean_in_python_what_they_do(compute: str, gpu: Any, rng: np.random.Generator) -> None:
+    from turbocode.kernels import _launch, _ptx
+    from turbocode.kernels._cuda import cuda, kernel, types
+
+    uint32, uint64 = types.uint32, types.uint64
+    functions = {
+        "prmt": lambda a, b: _ptx.select_bytes(a, b, uint32(0x7150)),
+        "popc": lambda a, b: _ptx.count_bits(a),
+        "shr": lambda a, b: _ptx.shift_right_signed(a, uint32(uint32(b) & uint32(31))),
+        "sat": lambda a, b: _ptx.float_bits(
+            _ptx.multiply_add_saturated(_ptx.low_half(a), _ptx.high_half(b), _ptx.low_half(b))
+        ),
+        "halves": lambda a, b: _ptx.pack_halves(_ptx.low_half(b), _ptx.high_half(a)),
+    }
+    function = cuda.jit(device=True)(functions[compute])
+
+    @kernel()
+    def run(a: Any, b: Any, out: Any) -> None:
+        i = uint64(cuda.threadIdx.x) * uint64(4)
+        _ptx.store_u32(out + i, function(_ptx.load_u32(a + i), _ptx.load_u32(b + i)))
+
+    a, b = (np.float16(rng.standard_normal(512)).view(np.uint32) for _ in range(2))
+    out = gpu.empty((256,), "float32")
+    _launch.launch(run, 1, 256, 0, gpu.stream, (up(gpu, a).pointer, up(gpu, b).pointer, out.pointer))
+    found = down(gpu, out).view(np.uint32)
+    meanings = {
+        "prmt": lambda x, y: (x & 0xFF) | (x >> 8 & 0xFF) << 16 | (y >> 8 & 0xFF) << 8 | (y >> 24) << 24,
+        "popc": lambda x, y: x.bit_count(),
+        "shr": lambda x, y: ((x ^ 1 << 31) - (1 << 31)) >> (y & 31) & 0xFFFFFFFF,
+    }
+    if compute in meanings:
+        # selector 0x7150: bytes 0 of a, 1 of b (5), 1 of a, 3 of b (7)
+        expected = [meanings[compute](int(x), int(y)) for x, y in zip(a, b, strict=True)]
+        np.testing.assert_array_equal(found, expected)
+        return
+    (low_a, high_a), (low_b, high_b) = (x.view(np.float16).reshape(-1, 2).T for x in (a, b))
+    if compute == "sat":
+        exact = low_a.astype(np.float64) * high_b + low_b
+        np.testing.assert_array_equal(found.view(np.float32), np.clip(exact, 0, 1).astype(np.float32))
+    else:
+        np.testing.assert_array_equal(found.view(np.float16).reshape(-1, 2), np.stack((low_b, high_a), 1))
