@@ -1,8 +1,8 @@
-"""What bounds `quantize` of a large dump on a GPU: its time beside that of reading and checksumming alone, and the CPU's.
+"""What bounds `quantize` of a large dump on a GPU: its time beside that of reading and checksumming alone.
 
     python tests/benchmarks/gpu_quantize.py --gib 4 --k turbo3 --v turbo3 [--device 0]
 
-Prints one JSON object. The dump is synthetic, written to a temporary folder first; its pages are then in the file cache.
+Prints one JSON object. The dump is synthetic, written to a temporary folder first; its pages are in the file cache.
 """
 
 from __future__ import annotations

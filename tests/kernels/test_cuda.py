@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(cuda_problem() is not None, reason=f"no GPU: {cuda_problem()}"),
 ]
-N_VALUES = 10**7
+N_VALUES = int(os.environ.get("TURBOCODE_GPU_TEST_VALUES", 10**7))  # fewer under compute-sanitizer, which is slow
 SCALAR = ("turbo2", "turbo3", "turbo4", "turbo2_0", "turbo3_0", "turbo4_0", "q8_0", "q4_0", "f16")
 TRELLISES = ("trellis1", "trellis2", "trellis3", "trellis4", "turbo1_tcq", "turbo2_tcq", "turbo3_tcq", "trellis2_l12")
 FORMATS = [
@@ -101,7 +102,8 @@ def test_fast_blocks_are_off_by_one_in_at_most_one_index_of_a_hundred_thousand(
     indices, others = (unpack_bits(b["indices"][coded], form.bits).astype(int) for b in (found, expected))
     assert np.abs(indices - others).max() <= 1
     assert (indices != others).mean() <= 1e-5
-    norms, other_norms = (b["norm"].view(np.uint16).astype(int) for b in (found, expected))
+    alike = (indices == others).all(axis=1)  # another index is another |c|, and so another norm
+    norms, other_norms = (b["norm"][coded][alike].view(np.uint16).astype(int) for b in (found, expected))
     assert np.abs(norms - other_norms).max() <= 1
     assert (norms != other_norms).mean() <= 1e-3
     values = codec.decode(expected.view(np.uint8).reshape(len(x), -1))

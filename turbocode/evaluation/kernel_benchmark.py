@@ -60,8 +60,9 @@ def benchmark_kernels(
 ) -> dict[str, Any]:
     """A JSON object: device, copy_gb_per_s, kernels (name, seconds, gb_per_s, share_of_copy, values_per_s), launches.
 
-    n_values : that each kernel handles, trellis encoders a sixteenth; raises OptionError where memory does not hold them
+    n_values : that each kernel handles, trellis encoders a sixteenth
     launches : microseconds of host time of one call from Python
+    Raises OptionError where the GPU's memory does not hold the values.
     """
     from turbocode.kernels._graph import Gpu
 

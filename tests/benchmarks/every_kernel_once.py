@@ -1,0 +1,94 @@
+"""Runs each kernel of the GPU on a few groups: what compute-sanitizer watches.
+
+    compute-sanitizer --tool memcheck python tests/benchmarks/every_kernel_once.py [PART PARTS]
+
+Results are compared with the CPU's, so that a kernel that does nothing is not called clean.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from turbocode.codecs import make_codec
+from turbocode.codecs.gpu_codec import GpuCodec
+from turbocode.kernels._graph import Gpu
+from turbocode.kernels._launch import device_array
+from turbocode.kernels.fwht import cuda as rotation_cuda
+from turbocode.kernels.fwht import rotation_for
+from turbocode.kernels.trellis import Trellis
+from turbocode.kernels.trellis import cuda as trellis_cuda
+
+CODECS = [
+    *((name, 128) for name in ("turbo2", "turbo3", "turbo4", "turbo3_0", "q8_0", "q4_0", "f16")),
+    *(("turbo3", 96), ("q4_0", 96), ("turbo3", 64), ("trellis1", 128), ("trellis2", 128), ("trellis3", 128)),
+    *(("trellis4", 128), ("turbo3_tcq", 128), ("trellis2_l12", 128), ("trellis2", 80)),
+]
+N_VECTORS = 21  # no multiple of what a block handles
+
+
+def coding(name: str, head_dim: int, gpu: Gpu, rng: np.random.Generator) -> None:
+    codec = make_codec(name, head_dim)
+    x = rng.standard_normal((1, 3, N_VECTORS, head_dim)).astype(np.float16)
+    expected = codec.encode(x)[0]
+    values = gpu.empty(x.shape, "float16")
+    gpu.upload(x, values)
+    starts = gpu.empty((1,), "int32")
+    gpu.upload(np.array([2], np.int32), starts)
+    has_fast = codec.block_format.has_codebook and not codec.block_format.is_trellis and head_dim == 128
+    for is_exact in (True, False) if has_fast else (True,):
+        coder = GpuCodec(codec, is_exact=is_exact)
+        blocks, cache = gpu.empty(expected.shape, "uint8"), gpu.empty((1, 3, 16, expected.shape[-1]), "uint8")
+        coder.encode(values, out=blocks, stream=gpu.stream)
+        coder.encode(values, out=cache, starts=starts, stream=gpu.stream)
+        back = coder.decode(blocks, dtype="float32", stream=gpu.stream)
+        if is_exact:
+            coder.encoder().measured(values, stream=gpu.stream)
+        found, decoded = np.empty(expected.shape, np.uint8), np.empty(x.shape, np.float32)
+        part = np.empty((1, 3, 16, expected.shape[-1]), np.uint8)
+        gpu.download(blocks, found)
+        gpu.download(cache, part)
+        gpu.download(device_array(back), decoded)
+        gpu.wait()
+        assert (found != expected).any(axis=-1).mean() <= (0 if is_exact else 0.05), name
+        assert (part[:, :, 2:] == found[:, :, :14]).all(), name
+        np.testing.assert_allclose(decoded, codec.decode(found), rtol=0, atol=1e-5)
+
+
+def rotating(group_size: int, gpu: Gpu, rng: np.random.Generator) -> None:
+    x = rng.standard_normal((N_VECTORS, group_size)).astype(np.float32)
+    values, back = gpu.empty(x.shape, "float32"), np.empty(x.shape, np.float32)
+    gpu.upload(x, values)
+    rotation = rotation_for(group_size)
+    rotated = rotation_cuda.rotate(values, rotation, stream=gpu.stream)
+    gpu.download(device_array(rotation_cuda.unrotate(rotated, rotation, stream=gpu.stream)), back)
+    gpu.wait()
+    np.testing.assert_allclose(back, x, rtol=0, atol=1e-5)
+
+
+def searching(trellis: Trellis, rng: np.random.Generator) -> None:
+    from turbocode.kernels.trellis import cpu
+
+    table = rng.standard_normal(trellis.n_states).astype(np.float32)
+    u = rng.standard_normal((N_VECTORS, 32)).astype(np.float32)
+    assert (trellis_cuda.viterbi(u, table, trellis)[0] == cpu.viterbi(u, table, trellis)[0]).all()
+
+
+def main() -> None:
+    part, parts = (int(word) for word in sys.argv[1:3]) if len(sys.argv) > 2 else (0, 1)
+    gpu, rng = Gpu(0), np.random.default_rng(0)
+    work: list[Callable[[], Any]] = [
+        *(lambda n=name, d=head_dim: coding(n, d, gpu, rng) for name, head_dim in CODECS),  # type: ignore[misc]
+        *(lambda g=g: rotating(g, gpu, rng) for g in (16, 80, 128)),  # type: ignore[misc]
+        *(lambda t=t: searching(t, rng) for t in (Trellis(1, 4, True), Trellis(2, 12, False))),  # type: ignore[misc]
+    ]
+    for run in work[part::parts]:
+        run()
+    print(f"{len(work[part::parts])} of {len(work)} runs agree with the CPU")
+
+
+if __name__ == "__main__":
+    main()
