@@ -170,7 +170,7 @@ def test_slabs_of_a_file(name: str, rng: np.random.Generator) -> None:
     ]
     here, there = CpuSlabCoder(codec), GpuSlabCoder(codec, 0)
     under_way: list[Any] = []
-    for slab in [*slabs, None, None]:
+    for slab in [*slabs, None, None, None]:
         if len(under_way) == there.depth or slab is None:
             values, job = under_way.pop(0)
             (blocks, report), (expected, expected_report) = job.result(), here.submit_encode(values, 0).result()

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -70,20 +71,24 @@ class _Slot:
 
 
 class GpuSlabCoder:
-    """Two slots: while one slab is copied and coded, the caller reads the next and writes the last."""
+    """While one slab is copied and coded, and a thread adds up what it cost, the caller reads the next and writes the last.
 
-    depth = 2
+    A slot is one slab's memory; there is one more than jobs, since a result is read where the GPU wrote it.
+    """
+
+    depth = 3
 
     def __init__(self, codec: Codec, device: int) -> None:
         from turbocode.kernels._graph import Gpu
 
         self._codec, self._gpu_codec = codec, GpuCodec(codec)
-        self._slots = [_Slot(Gpu(device), {}) for _ in range(self.depth)]
+        self._slots = [_Slot(Gpu(device), {}) for _ in range(self.depth + 1)]
         self._next = 0
+        self._finishing = ThreadPoolExecutor(1, "turbocode-slabs")
 
     def _slot(self) -> _Slot:
         slot = self._slots[self._next]
-        self._next = (self._next + 1) % self.depth
+        self._next = (self._next + 1) % len(self._slots)
         return slot
 
     def submit_encode(self, values: NDArray[Any], head: int) -> Job:
@@ -114,7 +119,7 @@ class GpuSlabCoder:
         for name, (_, _, size) in shapes.items():
             gpu.download(rooms[name][0], rooms[name][1][:size])
 
-        def result() -> Encoded:
+        def finish() -> Encoded:
             gpu.wait()
             host = {name: rooms[name][1][:size].view(d).reshape(s) for name, (s, d, size) in shapes.items()}
             moments = moments_of_facts(host["facts"], form.has_codebook)
@@ -123,7 +128,7 @@ class GpuSlabCoder:
                 raise DataError(f"vector ({bad},) holds a NaN or an infinity; finite values are needed")
             return host["blocks"], report
 
-        return Job(result)
+        return Job(self._finishing.submit(finish).result)
 
     def submit_decode(self, blocks: NDArray[np.uint8], head: int) -> Job:
         from turbocode.kernels.gpu_call import view

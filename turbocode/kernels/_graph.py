@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -25,7 +26,7 @@ class Gpu:
     """One device with a stream of its own."""
 
     def __init__(self, number: int = 0) -> None:
-        self.number, self.stream = number, 0
+        self.number, self.stream, self._thread = number, 0, threading.get_ident()
         if not IS_SIMULATED:
             self._open(number)
 
@@ -91,6 +92,8 @@ class Gpu:
         """Until everything in the stream is done."""
         if IS_SIMULATED:
             return
+        if threading.get_ident() != self._thread:
+            self._cuda.select_device(self.number)  # another thread has no context of its own
         _checked(self._driver.cuStreamSynchronize(self.stream))
 
     def capture(self, work: Callable[[], Any], times: int = 1) -> Any:

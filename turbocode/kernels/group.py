@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from turbocode.kernels._cpu import load_float32, prange, strict, strict_parallel
+from turbocode.kernels._cpu import load_float32, strict
 from turbocode.kernels.fwht.cpu import transform
 from turbocode.kernels.scalar import steps
 from turbocode.kernels.scalar.steps import dot, squared_error
@@ -92,7 +92,7 @@ def codebook_moments(
     out[DECODED_ENERGY] = np.float64(stored) * np.float64(stored) * np.float64(cc)
 
 
-@strict_parallel
+@strict
 def moments_of_facts(facts: Any, has_codebook: bool) -> Any:
     """float64 (n, 4), the moments of EncodedGroups, from the facts float32 (n, 6) that a GPU's kernel measured.
 
@@ -100,7 +100,7 @@ def moments_of_facts(facts: Any, has_codebook: bool) -> Any:
     rotated group / factor and u = y / |y|; else |y|^2, factor, 0, <y, y'>, |y'|^2, |y - y' / factor|^2.
     """
     out = np.empty((facts.shape[0], 4), np.float64)
-    for i in prange(facts.shape[0]):
+    for i in range(facts.shape[0]):
         first, factor, stored = np.float64(facts[i, 0]), np.float64(facts[i, 1]), np.float64(facts[i, 2])
         product, square, error = np.float64(facts[i, 3]), np.float64(facts[i, 4]), np.float64(facts[i, 5])
         scale = factor * factor

@@ -198,10 +198,10 @@ def _decoders() -> Iterator[KernelEntry]:
             n,
             64,
         )
-    for name, value_type in (("turbo2", FLOAT16), ("turbo3", FLOAT32), ("turbo4", BFLOAT16), ("turbo3_0", FLOAT16)):
-        variant = _decode_variant(name, 128, value_type)
+    for type_name, value_type in _TYPES.items():
+        variant = _decode_variant("turbo4", 128, value_type)
         yield KernelEntry(
-            f"fast decode {name} 128 {['fp16', 'bf16', 'fp32'][value_type]}",
+            f"fast decode turbo4 128 {type_name}",
             lambda v=variant: decode_tensor.decode_kernel(v)[0],  # type: ignore[misc]
             n,
             128,

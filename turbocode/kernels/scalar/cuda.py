@@ -62,8 +62,8 @@ def fast_encode_choice(variant: EncodeVariant) -> tuple[Any, int, int]:
 
 
 def fast_decode_choice(variant: DecodeVariant) -> tuple[Any, int, int]:
-    """The fastest decoder for a variant."""
-    if decode_tensor.can_decode(variant):
+    """The fastest decoder for a variant: with fewer than 4 bits, lanes are faster than tensor cores (docs/log.md)."""
+    if variant.block_format.bits == 4 and decode_tensor.can_decode(variant):
         return (*decode_tensor.decode_kernel(variant), decode_tensor.THREADS)
     return decode_choice(variant)
 
