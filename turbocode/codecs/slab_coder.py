@@ -71,7 +71,7 @@ class _Slot:
 
 
 class GpuSlabCoder:
-    """While one slab is copied and coded, and a thread adds up what it cost, the caller reads the next and writes the last.
+    """While slabs are copied and coded, and a thread adds up what they cost, the caller reads and writes others.
 
     A slot is one slab's memory; there is one more than jobs, since a result is read where the GPU wrote it.
     """
