@@ -10,7 +10,7 @@ import pytest
 
 from turbocode.codecs import make_codec
 from turbocode.codecs.gpu_codec import GpuCodec
-from turbocode.codecs.slab_coder import CpuSlabCoder, GpuSlabCoder
+from turbocode.codecs.slab_coder import CpuSlabCoder, SlabCoders
 from turbocode.errors import OptionError
 from turbocode.evaluation.environment import cuda_problem
 from turbocode.formats.packing import unpack_bits
@@ -245,7 +245,7 @@ def test_more_than_two_to_the_31_values(is_exact: bool, gpu: Any, rng: np.random
 @pytest.mark.parametrize("name", ["turbo3", "trellis3", "q8_0"])
 def test_slabs_of_a_file(name: str, rng: np.random.Generator) -> None:
     codec = make_codec(name, 128)
-    here, there = CpuSlabCoder(codec), GpuSlabCoder(codec, 0)
+    here, there = CpuSlabCoder(codec), SlabCoders(0).of(codec)
     slabs = [rng.standard_normal((n, 128)).astype(np.float16) for n in (3000, 10, 4000, 2999)]
     jobs = [there.submit_encode(slab, 0) for slab in slabs[:2]]
     for number, slab in enumerate(slabs):

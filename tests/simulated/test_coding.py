@@ -9,7 +9,7 @@ import pytest
 
 from turbocode.codecs import make_codec
 from turbocode.codecs.gpu_codec import GpuCodec
-from turbocode.codecs.slab_coder import CpuSlabCoder, GpuSlabCoder
+from turbocode.codecs.slab_coder import CpuSlabCoder, SlabCoders
 from turbocode.errors import DataError, OptionError
 from turbocode.kernels.fwht import cpu as rotation_cpu
 from turbocode.kernels.fwht import cuda as rotation_cuda
@@ -170,7 +170,7 @@ def test_slabs_of_a_file(name: str, rng: np.random.Generator) -> None:
     slabs = [
         rng.standard_normal((n, 32)).astype(dtype) for n, dtype in ((5, np.float16), (3, np.float32), (6, np.float16))
     ]
-    here, there = CpuSlabCoder(codec), GpuSlabCoder(codec, 0)
+    here, there = CpuSlabCoder(codec), SlabCoders(0).of(codec)
     under_way: list[Any] = []
     for slab in [*slabs, None, None, None]:
         if len(under_way) == there.depth or slab is None:
@@ -186,7 +186,7 @@ def test_slabs_of_a_file(name: str, rng: np.random.Generator) -> None:
     bad = slabs[0].copy()
     bad[3, 2] = np.nan
     with pytest.raises(DataError, match=r"vector \(3,\)"):
-        GpuSlabCoder(codec, 0).submit_encode(bad, 0).result()
+        SlabCoders(0).of(codec).submit_encode(bad, 0).result()
 
 
 def test_what_the_gpu_refuses(rng: np.random.Generator) -> None:

@@ -1,6 +1,7 @@
 """Slabs of vectors from host memory through a codec and back: on the CPU at once, on a GPU while the caller does more.
 
-`coder_for(codec, device).submit(...)` returns a job; `job.result()` waits for it. Up to `depth` jobs may be under way.
+`SlabCoders(device).of(codec).submit_encode(...)` returns a job; `job.result()` waits for it. Up to `depth` jobs may be under way,
+and all of one codec are over before the next codec's begin: they share memory on the GPU.
 """
 
 from __future__ import annotations
@@ -70,6 +71,21 @@ class _Slot:
         return found
 
 
+class _Slots:
+    """The slots of a device in turn, and the thread that finishes jobs."""
+
+    def __init__(self, device: int) -> None:
+        from turbocode.kernels._graph import Gpu
+
+        self._slots = [_Slot(Gpu(device), {}) for _ in range(GpuSlabCoder.depth + 1)]
+        self._number = -1
+        self.finishing = ThreadPoolExecutor(1, "turbocode-slabs")
+
+    def next(self) -> _Slot:
+        self._number = (self._number + 1) % len(self._slots)
+        return self._slots[self._number]
+
+
 class GpuSlabCoder:
     """While slabs are copied and coded, and a thread adds up what they cost, the caller reads and writes others.
 
@@ -78,25 +94,15 @@ class GpuSlabCoder:
 
     depth = 3
 
-    def __init__(self, codec: Codec, device: int) -> None:
-        from turbocode.kernels._graph import Gpu
-
-        self._codec, self._gpu_codec = codec, GpuCodec(codec)
-        self._slots = [_Slot(Gpu(device), {}) for _ in range(self.depth + 1)]
-        self._next = 0
-        self._finishing = ThreadPoolExecutor(1, "turbocode-slabs")
-
-    def _slot(self) -> _Slot:
-        slot = self._slots[self._next]
-        self._next = (self._next + 1) % len(self._slots)
-        return slot
+    def __init__(self, codec: Codec, slots: _Slots) -> None:
+        self._codec, self._gpu_codec, self._slots = codec, GpuCodec(codec), slots
 
     def submit_encode(self, values: NDArray[Any], head: int) -> Job:
         from turbocode.kernels.gpu_call import view
         from turbocode.kernels.group import moments_of_facts
         from turbocode.kernels.scalar.gpu_steps import N_FACTS
 
-        codec, form, slot = self._codec, self._codec.block_format, self._slot()
+        codec, form, slot = self._codec, self._codec.block_format, self._slots.next()
         gpu, n = slot.gpu, len(values)
         values = np.ascontiguousarray(values, values.dtype if values.dtype == np.float16 else np.float32)
         n_groups = n * (codec.head_dim // form.group_size)
@@ -128,12 +134,12 @@ class GpuSlabCoder:
                 raise DataError(f"vector ({bad},) holds a NaN or an infinity; finite values are needed")
             return host["blocks"], report
 
-        return Job(self._finishing.submit(finish).result)
+        return Job(self._slots.finishing.submit(finish).result)
 
     def submit_decode(self, blocks: NDArray[np.uint8], head: int) -> Job:
         from turbocode.kernels.gpu_call import view
 
-        codec, slot = self._codec, self._slot()
+        codec, slot = self._codec, self._slots.next()
         gpu, shape = slot.gpu, (len(blocks), self._codec.head_dim)
         n_bytes = 4 * shape[0] * shape[1]
         place, staged = slot.room("blocks", blocks.nbytes)
@@ -152,6 +158,17 @@ class GpuSlabCoder:
         return Job(result)
 
 
-def coder_for(codec: Codec, device: int | None) -> SlabCoder:
-    """The coder of a GPU's number, or of the CPU for None."""
-    return CpuSlabCoder(codec) if device is None else GpuSlabCoder(codec, device)
+class SlabCoders:
+    """The coders of codecs on one device: a GPU's number, or None for the CPU."""
+
+    def __init__(self, device: int | None) -> None:
+        self._slots = None if device is None else _Slots(device)
+        self._coders: dict[int, SlabCoder] = {}
+
+    def of(self, codec: Codec) -> SlabCoder:
+        """The coder of a codec; made once."""
+        coder = self._coders.get(id(codec))
+        if coder is None:
+            coder = CpuSlabCoder(codec) if self._slots is None else GpuSlabCoder(codec, self._slots)
+            self._coders[id(codec)] = coder  # a coder keeps its codec, so that the number stays its own
+        return coder

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from turbocode.codecs import codec_from_description
-from turbocode.codecs.slab_coder import Job, coder_for
+from turbocode.codecs.slab_coder import Job, SlabCoders
 from turbocode.conversion.slabs import slab_tokens, slabs
 from turbocode.dumps import QuantizedFile, create_dump
 from turbocode.errors import OptionError
@@ -44,7 +44,7 @@ def dequantize_file(
         raise OptionError(f"unknown dtype {dtype!r}; allowed: {', '.join(LOGICAL_DTYPES)}")
     n_vectors = sum(layer.n_seqs * metadata.n_kv_heads * layer.n_tokens * len(SIDES) for layer in quantized.layers)
     n_bytes = n_vectors * metadata.head_dim * _BYTES[dtype]
-    saturated = 0
+    saturated, coders = 0, SlabCoders(device)
     described = replace(metadata, logical_dtype=dtype, sha256=None)
     with create_dump(output, described, force=force, inputs=[quantized.path], expected_bytes=n_bytes) as writer:
         for layer in quantized.layers:
@@ -60,7 +60,7 @@ def dequantize_file(
             for side in SIDES:
                 stored = layer.side(side)
                 codec = codec_from_description(stored.codec, file=quantized.path)
-                coder = coder_for(codec, device)
+                coder = coders.of(codec)
                 under_way: deque[tuple[int, int, int, Job]] = deque()
 
                 def write(seq: int, head: int, start: int, job: Job) -> int:

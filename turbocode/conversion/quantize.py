@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from turbocode.codecs import Codec, EncodeReport
-from turbocode.codecs.slab_coder import Job, SlabCoder, coder_for
+from turbocode.codecs.slab_coder import Job, SlabCoders
 from turbocode.conversion.slabs import slab_tokens, slabs
 from turbocode.dumps import Dump, create_quantized
 from turbocode.formats.block_format import FLOAT16_BITS
@@ -81,7 +81,7 @@ def quantize_dump(
     """
     plan = plan_quantize(dump, recipe)
     rows: list[dict[str, Any]] = []
-    coders: dict[int, SlabCoder] = {}
+    coders = SlabCoders(device)
     with (
         _digest_in_background(dump) as dump_sha256,
         create_quantized(
@@ -108,7 +108,7 @@ def quantize_dump(
             for side in SIDES:
                 codec = plan.codecs[layer.name, side]
                 blocks = target.add_side(side, codec=codec.describe(), bytes_per_vector=codec.bytes_per_vector)
-                report, coder = EncodeReport(), coders.setdefault(id(codec), coder_for(codec, device))
+                report, coder = EncodeReport(), coders.of(codec)
                 under_way: deque[tuple[int, int, int, Job]] = deque()
                 for seq in range(layer.n_seqs):
                     for head in range(dump.metadata.n_kv_heads):

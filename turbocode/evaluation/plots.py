@@ -186,8 +186,9 @@ def plot_kernels(path: AnyPath, result: dict[str, Any], *, force: bool = False) 
         color=[colors.get(row["name"].split()[0], "C7") for row in rows],
     )
     for number, row in enumerate(rows):
+        rate = row["values_per_s"] / 1e9
         axes.annotate(
-            f"{100 * row['share_of_copy']:.0f} %, {row['values_per_s'] / 1e9:.3g} G values/s",
+            f"{100 * row['share_of_copy']:.0f} %, {rate:,.{0 if rate >= 100 else 2}f} G values/s",
             (row["gb_per_s"], number),
             xytext=(4, 0),
             textcoords="offset points",

@@ -19,7 +19,6 @@ import numpy as np
 from turbocode.errors import DeviceError, OptionError
 from turbocode.kernels._cuda import IS_SIMULATED, Address, load_kernel, make_current, n_devices, resident_blocks
 
-INSTALL_HINT = "pip install 'turbocode[cu13]' (CUDA 13 drivers) or 'turbocode[cu12]'"
 ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "uint8": 1, "uint16": 2, "int32": 4, "uint32": 4}
 _TYPESTR = {"<f2": "float16", "<f4": "float32", "|u1": "uint8", "<u2": "uint16", "<i4": "int32", "<u4": "uint32"}
 _DLPACK_CUDA = 2
@@ -27,10 +26,9 @@ _DLPACK_CUDA = 2
 
 @dataclass(slots=True)
 class DeviceArray:
-    """pointer : an address on the GPU (an Address in the simulator); strides : in bytes; stream : the owner's current
-        one
+    """pointer : an address on the GPU (an Address in the simulator); strides : in bytes; stream : the current one
 
-    dtype : float16, bfloat16, float32, uint8 or int32
+    dtype : a key of ITEM_BYTES
     """
 
     pointer: Any

@@ -260,7 +260,7 @@ def _measurer(form: BlockFormat) -> Any:
 def _float16_filler(form: BlockFormat, is_measured: bool) -> Any:
     lanes = lanes_for(form.group_size)
     n_lanes, n_values = lanes.lanes, lanes.values
-    measure = _measurer(form)
+    measure, in_group = _measurer(form), _any_in_group(n_lanes)
 
     @device
     def fill(r: Any, factor: Any, square: Any, boundaries: Any, centroid: Any, t: Any, block: Any, found: Any) -> Any:
@@ -276,18 +276,17 @@ def _float16_filler(form: BlockFormat, is_measured: bool) -> Any:
             decoded[v] = _ptx.low_half(stored)
         if is_measured:
             measure(r, decoded, factor, found)
-        return in_group(cut, n_lanes_constant) != uint32(0)
+        return in_group(cut) != uint32(0)
 
-    n_lanes_constant = n_lanes
-    in_group = _any_in_group(n_lanes)
     return fill
 
 
 def _any_in_group(n_lanes: int) -> Any:
+    """anywhere(value): the bits that are set in any lane of the group."""
     n_steps = n_lanes.bit_length() - 1
 
     @device
-    def anywhere(value: Any, unused: Any) -> Any:
+    def anywhere(value: Any) -> Any:
         for step in range(n_steps):
             value = uint32(value | _ptx.shuffle_xor(value, uint32(uint32(1) << uint32(step))))
         return value
