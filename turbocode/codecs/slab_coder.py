@@ -1,7 +1,7 @@
 """Slabs of vectors from host memory through a codec and back: on the CPU at once, on a GPU while the caller does more.
 
-`SlabCoders(device).of(codec).submit_encode(...)` returns a job; `job.result()` waits for it. Up to `depth` jobs may be under way,
-and all of one codec are over before the next codec's begin: they share memory on the GPU.
+`SlabCoders(device).of(codec).submit_encode(...)` returns a job; `job.result()` waits for it. Up to `depth` jobs may be
+under way, and all of one codec are over before the next codec's begin: they share memory on the GPU.
 """
 
 from __future__ import annotations
