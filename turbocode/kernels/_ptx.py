@@ -167,7 +167,6 @@ load_u16 = instruction(
 )
 load_u32 = instruction("ld.global.u32 $0, [$1];", u32, (u64,), _load(np.uint32), touches_memory=True)
 load_f32 = instruction("ld.global.f32 $0, [$1];", f32, (u64,), _load(np.float32), touches_memory=True)
-load_u32x2 = instruction("ld.global.v2.u32 {$0, $1}, [$2];", (u32,) * 2, (u64,), _load_words(2), touches_memory=True)
 # Read once and left out of the first cache; the memory must not change while the kernel runs.
 stream_u32x4 = instruction(
     "ld.global.nc.L1::no_allocate.v4.u32 {$0, $1, $2, $3}, [$4];",
@@ -318,12 +317,6 @@ load_shared_u32x4 = instruction(
     (u32,),
     _load_words(4),
     touches_memory=True,
-)
-store_shared_f32x2 = instruction(
-    "st.shared.v2.f32 [$0], {$1, $2};", None, (u32, f32, f32), _store(np.float32), touches_memory=True
-)
-store_shared_f32x4 = instruction(
-    "st.shared.v4.f32 [$0], {$1, $2, $3, $4};", None, (u32, f32, f32, f32, f32), _store(np.float32), touches_memory=True
 )
 store_shared_u32x4 = instruction(
     "st.shared.v4.u32 [$0], {$1, $2, $3, $4};", None, (u32, u32, u32, u32, u32), _store(np.uint32), touches_memory=True

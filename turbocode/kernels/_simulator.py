@@ -96,7 +96,6 @@ _MEANING: dict[str, Callable[[list[Any]], list[Any]]] = {
     "xor": _exchange(lambda lane, mask: lane ^ mask),
     "index": _exchange(lambda lane, index: index & (WARP - 1)),
     "any": lambda args: [int(any(arg[0] for arg in args))] * WARP,
-    "minimum": lambda args: [min(arg[0] for arg in args)] * WARP,
     "sync": lambda args: [None] * WARP,
 }
 

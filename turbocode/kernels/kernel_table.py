@@ -99,7 +99,7 @@ def _encoders() -> Iterator[KernelEntry]:
                 f"encode {name} 128 {type_name}",
                 lambda v=variant: encode_lanes.encode_kernel(v)[0],  # type: ignore[misc]
                 n,
-                168 if name == "turbo4" else 128,
+                255 if name == "turbo4" else 128,
                 (_WIDE_LOAD, _WIDE_STORE),
             )
         measured = _encode_variant(name, 128, FLOAT16, is_measured=True, is_strided=True)
@@ -107,7 +107,7 @@ def _encoders() -> Iterator[KernelEntry]:
             f"encode {name} 128 fp16, measured, strided",
             lambda v=measured: encode_lanes.encode_kernel(v)[0],  # type: ignore[misc]
             n,
-            168 if name == "turbo4" else 128,
+            255 if name == "turbo4" else 128,
             (_WIDE_LOAD,),
         )
     for name, head_dim in (("turbo3", 96), ("turbo4", 80), ("q8_0", 96), ("q4_0", 96)):

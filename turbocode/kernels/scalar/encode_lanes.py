@@ -89,7 +89,8 @@ def encode_kernel(variant: EncodeVariant) -> tuple[Any, int]:
     n_table = (1 << bits) - 1 if has_table else 1
     butterflies, flip, scale = lanes.butterflies, lanes.flip, lanes.scale
 
-    at_once = 3 if has_table and bits == 4 else 4  # 15 boundaries do not fit the 128 registers that four blocks leave
+    # Blocks of a multiprocessor at once: 15 boundaries do not fit 128 or 168 registers, which four or three leave.
+    at_once = 2 if has_table and bits == 4 else 4
 
     @kernel(launch_bounds=(THREADS, at_once))
     def encode(
