@@ -35,7 +35,7 @@ CODECS = (
 FWHT_SIZES = (64, 128, 256)
 MIN_VALUES, MAX_VALUES = 1 << 16, 1 << 33
 _TRELLIS_SHARE = 16  # a trellis gets that much less to encode: it takes that much longer
-_ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
+_VALUE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 _SEED_VALUES = 1 << 22
 _LAUNCHES = 200
 
@@ -79,10 +79,10 @@ def benchmark_kernels(
         )
     memory = _Memory(gpu, n_values)
     n_bytes = 4 * n_values
-    copy = 2 * n_bytes / gpu.seconds_plain(lambda: gpu.copy(memory.source, memory.target, n_bytes), repeats)
+    copy = 2 * n_bytes / gpu.seconds(lambda: gpu.copy(memory.source, memory.target, n_bytes), repeats)
     rows = []
     for case in (*_rotations(memory), *_coders(memory, codecs), *_rivals(memory)):
-        seconds = gpu.seconds(case.work, repeats)
+        seconds = gpu.graph_seconds(case.work, repeats)
         rows.append(
             {
                 "name": case.name,
@@ -120,7 +120,7 @@ class _Memory:
             stored: Any = (seed.view(np.uint32) >> 16).astype(np.uint16)
         else:
             stored = seed.astype(dtype)
-        self.gpu.fill(self.source, stored, self.n_values * _ITEM_BYTES[dtype])
+        self.gpu.fill(self.source, stored, self.n_values * _VALUE_BYTES[dtype])
 
     def view(self, array: Any, shape: tuple[int, ...], dtype: str) -> Any:
         """The beginning of one of the arrays in another shape."""
@@ -139,7 +139,7 @@ def _rotations(memory: _Memory) -> Iterator[Case]:
     from turbocode.kernels.fwht import cuda
 
     stream = memory.gpu.stream
-    for dtype, size in _ITEM_BYTES.items():
+    for dtype, size in _VALUE_BYTES.items():
         memory.fill(dtype)
         for g in FWHT_SIZES:
             shape = (memory.n_values // g, g)
@@ -200,7 +200,7 @@ def _rivals(memory: _Memory) -> Iterator[Case]:
                     hadamard_transform(x)
 
             yield Case(
-                f"fast_hadamard_transform {g} {dtype}", work, 2 * _ITEM_BYTES[dtype] * memory.n_values, memory.n_values
+                f"fast_hadamard_transform {g} {dtype}", work, 2 * _VALUE_BYTES[dtype] * memory.n_values, memory.n_values
             )
 
 
@@ -256,4 +256,4 @@ def n_cases(codecs: Sequence[str]) -> int:
     """How many kernels `benchmark_kernels` times, for a progress bar."""
     formats = [make_codec(name, 128).block_format for name in codecs]
     counts = [3 if form.is_trellis else 4 if form.has_codebook else 2 for form in formats]
-    return len(_ITEM_BYTES) * len(FWHT_SIZES) + sum(counts)
+    return len(_VALUE_BYTES) * len(FWHT_SIZES) + sum(counts)

@@ -96,14 +96,13 @@ class Gpu:
             self._cuda.select_device(self.number)  # another thread has no context of its own
         _checked(self._driver.cuStreamSynchronize(self.stream))
 
-    def capture(self, work: Callable[[], Any], times: int = 1) -> Any:
-        """A CUDA graph of `times` calls of work, whose launches go to this stream; call work once before."""
+    def capture(self, work: Callable[[], Any]) -> Any:
+        """A CUDA graph of one call of work, whose launches go to this stream; call work once before."""
         driver = self._driver
         mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
         _checked(driver.cuStreamBeginCapture(self.stream, mode))
         try:
-            for _ in range(times):
-                work()
+            work()
         finally:
             graph = _checked(driver.cuStreamEndCapture(self.stream))
         return _checked(driver.cuGraphInstantiate(graph, 0))
@@ -112,30 +111,21 @@ class Gpu:
         """Start a captured graph."""
         _checked(self._driver.cuGraphLaunch(graph, self.stream))
 
-    def seconds(self, work: Callable[[], Any], repeats: int, times: int = 1) -> float:
-        """Median seconds of one call of work, from `repeats` replays of a graph of `times` calls, between events."""
-        driver = self._driver
+    def graph_seconds(self, work: Callable[[], Any], repeats: int) -> float:
+        """Median seconds of one call of work, from `repeats` replays of a graph of it."""
         work()
         self.wait()
-        graph = self.capture(work, times)
+        graph = self.capture(work)
+        found = self.seconds(lambda: self.replay(graph), repeats)
+        _checked(self._driver.cuGraphExecDestroy(graph))
+        return found
+
+    def seconds(self, work: Callable[[], Any], repeats: int) -> float:
+        """Median seconds between events around one call of work, without a graph, which slows copies down."""
+        driver = self._driver
         begin, end = (_checked(driver.cuEventCreate(0)) for _ in range(2))
         found = []
         for number in range(repeats + 2):  # the first two warm up
-            _checked(driver.cuEventRecord(begin, self.stream))
-            self.replay(graph)
-            _checked(driver.cuEventRecord(end, self.stream))
-            _checked(driver.cuEventSynchronize(end))
-            if number >= 2:
-                found.append(_checked(driver.cuEventElapsedTime(begin, end)) / 1e3 / times)
-        _checked(driver.cuGraphExecDestroy(graph))
-        return statistics.median(found)
-
-    def seconds_plain(self, work: Callable[[], Any], repeats: int) -> float:
-        """Median seconds of one call of work between events, without a graph: for copies, which a graph slows down."""
-        driver = self._driver
-        begin, end = (_checked(driver.cuEventCreate(0)) for _ in range(2))
-        found = []
-        for number in range(repeats + 2):
             _checked(driver.cuEventRecord(begin, self.stream))
             work()
             _checked(driver.cuEventRecord(end, self.stream))

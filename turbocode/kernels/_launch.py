@@ -95,10 +95,13 @@ def look(array: Any) -> tuple[Any, Any, int, int]:
         pointer, device = array.data_ptr(), array.get_device()
         return (array.dtype, array.shape, array.stride(), pointer & 15, device), pointer, device, _raw_stream()(device)
     found = device_array(array)
-    pointer = found.pointer
-    address = pointer if isinstance(pointer, int) else pointer.memory.ctypes.data + pointer.offset
-    key = found.dtype, found.shape, found.strides, address & 15, found.device
-    return key, pointer, found.device, found.stream
+    key = found.dtype, found.shape, found.strides, number_of(found.pointer) & 15, found.device
+    return key, found.pointer, found.device, found.stream
+
+
+def number_of(pointer: Any) -> int:
+    """An address as a number, a simulated one too."""
+    return pointer if isinstance(pointer, int) else pointer.memory.ctypes.data + pointer.offset
 
 
 def _wrong_dtype(dtype: Any) -> OptionError:

@@ -57,7 +57,7 @@ def check_blocks(array: DeviceArray, n_bytes: int, name: str) -> None:
 def _check_rows(array: DeviceArray, n: int, name: str, wanted: str) -> None:
     if not array.shape or array.shape[-1] != n:
         raise OptionError(f"{name} have shape {array.shape}; allowed are {wanted}")
-    size = {"uint8": 1, "float32": 4, "int32": 4}.get(array.dtype, 2)
+    size = _launch.ITEM_BYTES[array.dtype]
     if n > 1 and 0 not in array.shape and array.strides[-1] != size:
         raise OptionError(f"{name} have a stride of {array.strides[-1]} bytes along the last axis; allowed is {size}")
 
@@ -74,9 +74,7 @@ def check_alignment(array: DeviceArray, name: str) -> None:
 
 def is_word_aligned(array: DeviceArray) -> bool:
     """Whether the array begins at a multiple of 16 bytes."""
-    pointer = array.pointer
-    address = pointer if isinstance(pointer, int) else pointer.memory.ctypes.data + pointer.offset
-    return address % WORD == 0
+    return _launch.number_of(array.pointer) % WORD == 0
 
 
 def start(plan: Plan, device: int, stream: int, pointers: tuple[Any, ...], starts: Any = 0) -> None:

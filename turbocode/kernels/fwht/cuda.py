@@ -7,7 +7,7 @@ from typing import Any
 
 from turbocode.errors import OptionError
 from turbocode.kernels import _launch
-from turbocode.kernels._launch import device_array, stream_handle
+from turbocode.kernels._launch import DeviceArray, device_array, stream_handle
 from turbocode.kernels.fwht.hadamard import Rotation
 from turbocode.kernels.fwht.lanes import is_power_of_two
 from turbocode.kernels.fwht.rotate_kernel import THREADS, rotate_kernel, rotate_shared_kernel
@@ -56,8 +56,6 @@ def _plan(
     out_strides: tuple[int, ...],
     out_dtype: str,
 ) -> Plan:
-    from turbocode.kernels._launch import DeviceArray
-
     g = rotation.group_size
     n = shape[-1] if shape else 0
     if n == 0 or n % g or out_shape != shape:
@@ -66,7 +64,7 @@ def _plan(
         )
     check_vectors(DeviceArray(0, shape, strides, dtype, 0, 0, None), n, "x")
     check_vectors(DeviceArray(0, out_shape, out_strides, out_dtype, 0, 0, None), n, "out")
-    sizes = [4 if name == "float32" else 2 for name in (dtype, out_dtype)]
+    sizes = [_launch.ITEM_BYTES[name] for name in (dtype, out_dtype)]
     batch = geometry(shape[:-1], strides[:-1], n * sizes[0], out_strides[:-1], n * sizes[1], n // g)
     choose = rotate_kernel if is_power_of_two(g) else rotate_shared_kernel
     kernel, per_block = choose(

@@ -45,9 +45,35 @@ def write(y: Any, j: Any, value: Any) -> None:
 
 
 @functools.cache
+def summed(count: int) -> Any:
+    """total(terms, lane): the sum of terms (count,) as scalar/steps.py: sum_terms."""
+
+    @device
+    def total(terms: Any, lane: Any) -> Any:
+        n = uint32(count)
+        while n > uint32(8) and uint32(n & uint32(1)) == uint32(0):
+            n = uint32(n >> uint32(1))
+            j = uint32(lane)
+            while j < n:
+                write(terms, j, _ptx.add(read(terms, j), read(terms, uint32(j + n))))
+                j = uint32(j + uint32(WARP))
+            _ptx.sync_warp()
+        result = read(terms, uint32(0))
+        j = uint32(1)
+        while j < n:
+            result = _ptx.add(result, read(terms, j))
+            j = uint32(j + uint32(1))
+        _ptx.sync_warp()
+        return result
+
+    return total
+
+
+@functools.cache
 def products(g: int) -> Any:
     """dot(a, b, terms, lane): the sum over the group, in every lane; terms is scratch of g / 2 values."""
     half = g // 2
+    total = summed(half)
 
     @device
     def dot(a: Any, b: Any, terms: Any, lane: Any) -> Any:
@@ -58,21 +84,7 @@ def products(g: int) -> Any:
             write(terms, j, _ptx.add(low, high))
             j = uint32(j + uint32(WARP))
         _ptx.sync_warp()
-        n = uint32(half)
-        while n > uint32(8) and uint32(n & uint32(1)) == uint32(0):
-            n = uint32(n >> uint32(1))
-            j = uint32(lane)
-            while j < n:
-                write(terms, j, _ptx.add(read(terms, j), read(terms, uint32(j + n))))
-                j = uint32(j + uint32(WARP))
-            _ptx.sync_warp()
-        total = read(terms, uint32(0))
-        j = uint32(1)
-        while j < n:
-            total = _ptx.add(total, read(terms, j))
-            j = uint32(j + uint32(1))
-        _ptx.sync_warp()
-        return total
+        return total(terms, lane)
 
     return dot
 

@@ -90,7 +90,7 @@ class Encoder:
     encoder(values, out=cache, starts=lengths) writes in place: out uint8 (n_seqs, n_kv_heads, capacity,
     bytes_per_vector), starts int32 (n_seqs,) in GPU memory: the token at which each sequence goes on. Tokens beyond the
     capacity are left out. Both can be captured in a CUDA graph after one call that compiles the kernel.
-    encoder.measured(values) -> (blocks, facts float32 (n, 6), flags uint8 (n,)); see `moments`
+    encoder.measured(values) -> (blocks, facts float32 (n, 6), flags uint8 (n,)); see group.moments_of_facts
     """
 
     def __init__(
@@ -173,17 +173,17 @@ class Encoder:
             capacity = target.shape[-2]
         elif target.shape[:-1] != shape:
             raise OptionError(f"values of shape {source.shape} do not fill blocks of shape {target.shape}")
-        size = {"float32": 4}.get(source.dtype, 2)
-        form_of_call = geometry(
+        size = _launch.ITEM_BYTES[source.dtype]
+        batch = geometry(
             shape, source.strides[:-1], head_dim * size, target.strides[:-1], target.shape[-1], head_dim // g
         )
-        writes_strided = has_starts or form_of_call.writes_strided or not is_word_aligned(target)
+        writes_strided = has_starts or batch.writes_strided or not is_word_aligned(target)
         value_type = VALUE_TYPES[source.dtype]
         variant = EncodeVariant(
-            form, self.rotation, self.mode, value_type, is_measured, form_of_call.reads_strided, writes_strided
+            form, self.rotation, self.mode, value_type, is_measured, batch.reads_strided, writes_strided
         )
         kernel, per_block, threads = self._choose(variant)
-        return make_plan(kernel, per_block, threads, form_of_call, capacity)
+        return make_plan(kernel, per_block, threads, batch, capacity)
 
 
 class Decoder:
@@ -239,8 +239,8 @@ class Decoder:
             raise OptionError(f"blocks of shape {source.shape} do not fill values of shape {target.shape}")
         if is_power_of_two(form.group_size):
             check_alignment(target, "values")
-        size = {"float32": 4}.get(target.dtype, 2)
-        form_of_call = geometry(
+        size = _launch.ITEM_BYTES[target.dtype]
+        batch = geometry(
             source.shape[:-1],
             source.strides[:-1],
             n_bytes,
@@ -248,11 +248,11 @@ class Decoder:
             target.shape[-1] * size,
             per_vector,
         )
-        reads_strided = form_of_call.reads_strided or not is_word_aligned(source)
+        reads_strided = batch.reads_strided or not is_word_aligned(source)
         value_type = VALUE_TYPES[target.dtype]
-        variant = DecodeVariant(form, self.rotation, value_type, reads_strided, form_of_call.writes_strided)
+        variant = DecodeVariant(form, self.rotation, value_type, reads_strided, batch.writes_strided)
         kernel, per_block, threads = self._choose(variant)
-        return make_plan(kernel, per_block, threads, form_of_call)
+        return make_plan(kernel, per_block, threads, batch)
 
 
 def _check_device(source: DeviceArray, target: DeviceArray, source_name: str, target_name: str) -> None:

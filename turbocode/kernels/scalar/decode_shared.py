@@ -12,7 +12,7 @@ from turbocode.kernels.fwht.in_shared import WARP, in_shared, sign_words, signed
 from turbocode.kernels.fwht.lanes import VALUE_BYTES
 from turbocode.kernels.scalar.decode_lanes import DecodeVariant
 from turbocode.kernels.scalar.gpu_steps import CENTROIDS_AT
-from turbocode.kernels.scalar.tile import row_address, tile_bytes
+from turbocode.kernels.scalar.tile import row_address, row_loader, tile_bytes
 from turbocode.kernels.vectors import group_address
 
 THREADS = 128
@@ -30,8 +30,7 @@ def decode_kernel(variant: DecodeVariant) -> tuple[Any, int]:
     store, transform = spot.store, spot.transform
     signs = sign_words(rotation.signs_after)
     take = _taker(form)
-    reads_strided = variant.reads_strided
-    place = row_address(group_bytes)
+    place, load_row = row_address(variant.reads_strided, group_bytes), row_loader(group_bytes, WARP)
     write_at = group_address(variant.writes_strided, g * VALUE_BYTES[variant.out_type])
     per_lane = -(-g // WARP)
     n_words = g + tile_bytes(group_bytes) // 4
@@ -62,19 +61,8 @@ def decode_kernel(variant: DecodeVariant) -> tuple[Any, int]:
         y = shared_address(scratch, uint32(thread // uint32(WARP) * uint32(n_words)))
         block = at(y, uint32(4 * g))
         if group < n_groups:  # the same for a whole warp
-            if reads_strided:
-                origin = place(
-                    source, group, per_vector, n_tokens, n_heads, in_token, in_head, in_seq, capacity, starts
-                )
-            else:
-                origin = source + uint64(group) * uint64(group_bytes)
-            byte = lane
-            while byte < uint32(group_bytes):
-                value = uint32(0)
-                if origin != uint64(0):
-                    value = _ptx.load_u8(origin + uint64(byte))
-                _ptx.store_shared_u8(at(block, byte), value)
-                byte = uint32(byte + uint32(WARP))
+            origin = place(source, group, per_vector, n_tokens, n_heads, in_token, in_head, in_seq, capacity, starts)
+            load_row(origin, block, lane)
             _ptx.sync_warp()
             first = cuda.const.array_like(signs)
             for m in range(per_lane):

@@ -163,9 +163,7 @@ def encode_kernel(variant: EncodeVariant) -> tuple[Any, int]:
             starts,
         )
         if is_measured and t == uint32(0) and group < n_groups:
-            _ptx.store_u8(flags + uint64(group), flag)
-            for i in range(N_FACTS):
-                _ptx.store_f32(facts + uint64(group) * uint64(4 * N_FACTS) + uint64(4 * i), found[i])
+            steps.store_facts(facts, flags, group, flag, found)
 
     return encode, per_block
 

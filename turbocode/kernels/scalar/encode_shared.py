@@ -14,13 +14,14 @@ import numpy as np
 from turbocode.formats.block_format import BlockFormat, Layout
 from turbocode.kernels import _ptx
 from turbocode.kernels._cuda import at, cuda, device, kernel, shared_address, types
-from turbocode.kernels.fwht.in_shared import WARP, in_shared, products, read, write
+from turbocode.kernels.fwht.in_shared import WARP, in_shared, products, read, summed, write
 from turbocode.kernels.fwht.lanes import VALUE_BYTES
 from turbocode.kernels.scalar import gpu_steps as steps
 from turbocode.kernels.scalar.encode_lanes import EncodeVariant
 from turbocode.kernels.scalar.gpu_steps import CENTROIDS_AT, N_FACTS
 from turbocode.kernels.scalar.norm_mode import NormMode
-from turbocode.kernels.scalar.tile import row_address, tile_bytes
+from turbocode.kernels.scalar.place import word_placer
+from turbocode.kernels.scalar.tile import row_address, row_storer, tile_bytes
 from turbocode.kernels.vectors import group_address
 
 THREADS = 128
@@ -68,35 +69,13 @@ def preparer(g: int) -> Any:
 def finisher(g: int, mode: NormMode, is_measured: bool) -> Any:
     """finish(y, c, terms, lane, norm, factor, inverse, found) -> the norm to store, before it is rounded.
 
-    c holds the chosen values; if measured, found is set, and y and c are used up.
+    c holds the chosen values, which a measured variant uses up to set found.
     """
-    dot, corrected = products(g), steps.norm_corrector(mode)
-
-    @device
-    def finish(y: Any, c: Any, terms: Any, lane: Any, norm: Any, factor: Any, inverse: Any, found: Any) -> Any:
-        cc = dot(c, c, terms, lane)
-        if is_measured:  # the error is taken from y before y becomes u
-            found[0], found[1], found[4] = norm, factor, cc
-        rest = terms
-        uc = _unit_dot(y, c, rest, lane, inverse)
-        if is_measured:
-            found[3] = uc
-        wanted = corrected(_ptx.multiply(norm, factor), uc, cc)
-        if is_measured:
-            gain = _ptx.low_half(steps.half_bits(wanted))
-            ratio = _ptx.divide(gain, factor)
-            j = uint32(lane)
-            while j < uint32(g):
-                write(c, j, _ptx.subtract(read(y, j), _ptx.multiply(read(c, j), ratio)))
-                j = uint32(j + uint32(WARP))
-            _ptx.sync_warp()
-            found[2], found[5] = gain, dot(c, c, terms, lane)
-        return wanted
-
     half = g // 2
+    dot, fold, corrected = products(g), summed(half), steps.norm_corrector(mode)
 
     @device
-    def _unit_dot(y: Any, c: Any, terms: Any, lane: Any, inverse: Any) -> Any:
+    def unit_dot(y: Any, c: Any, terms: Any, lane: Any, inverse: Any) -> Any:
         """dot(y * inverse, c), each product of y rounded first."""
         j = uint32(lane)
         while j < uint32(half):
@@ -108,33 +87,24 @@ def finisher(g: int, mode: NormMode, is_measured: bool) -> Any:
         _ptx.sync_warp()
         return fold(terms, lane)
 
-    fold = summed(half)
-    return finish
-
-
-@functools.cache
-def summed(count: int) -> Any:
-    """total(terms, lane): the sum of terms (count,) as scalar/steps.py: sum_terms."""
-
     @device
-    def total(terms: Any, lane: Any) -> Any:
-        n = uint32(count)
-        while n > uint32(8) and uint32(n & uint32(1)) == uint32(0):
-            n = uint32(n >> uint32(1))
+    def finish(y: Any, c: Any, terms: Any, lane: Any, norm: Any, factor: Any, inverse: Any, found: Any) -> Any:
+        cc = dot(c, c, terms, lane)
+        uc = unit_dot(y, c, terms, lane, inverse)
+        wanted = corrected(_ptx.multiply(norm, factor), uc, cc)
+        if is_measured:
+            gain = _ptx.low_half(steps.half_bits(wanted))
+            ratio = _ptx.divide(gain, factor)
             j = uint32(lane)
-            while j < n:
-                write(terms, j, _ptx.add(read(terms, j), read(terms, uint32(j + n))))
+            while j < uint32(g):
+                write(c, j, _ptx.subtract(read(y, j), _ptx.multiply(read(c, j), ratio)))
                 j = uint32(j + uint32(WARP))
             _ptx.sync_warp()
-        result = read(terms, uint32(0))
-        j = uint32(1)
-        while j < n:
-            result = _ptx.add(result, read(terms, j))
-            j = uint32(j + uint32(1))
-        _ptx.sync_warp()
-        return result
+            found[0], found[1], found[2] = norm, factor, gain
+            found[3], found[4], found[5] = uc, cc, dot(c, c, terms, lane)
+        return wanted
 
-    return total
+    return finish
 
 
 @functools.cache
@@ -146,8 +116,8 @@ def encode_kernel(variant: EncodeVariant) -> tuple[Any, int]:
     load, transform = spot.load, spot.transform
     prepare, fill = preparer(g), _filler(form, variant.mode, variant.is_measured)
     read_at = group_address(variant.reads_strided, g * VALUE_BYTES[variant.value_type])
-    place = row_address(group_bytes)
-    writes_strided, is_measured = variant.writes_strided, variant.is_measured
+    place, store_row = row_address(variant.writes_strided, group_bytes), row_storer(group_bytes, WARP)
+    is_measured = variant.is_measured
     n_words = scratch_words(g) + tile_bytes(group_bytes) // 4
     n_scratch = n_words * WARPS
 
@@ -186,20 +156,10 @@ def encode_kernel(variant: EncodeVariant) -> tuple[Any, int]:
             if fill(y, c, indices, terms, block, factor, square, table, lane, found):
                 flag = uint32(flag | uint32(steps.SATURATED))
             _ptx.sync_warp()
-            if writes_strided:
-                out = place(
-                    target, group, per_vector, n_tokens, n_heads, out_token, out_head, out_seq, capacity, starts
-                )
-            else:
-                out = target + uint64(group) * uint64(group_bytes)
-            byte = lane
-            while byte < uint32(group_bytes) and out != uint64(0):
-                _ptx.store_u8(out + uint64(byte), _ptx.load_shared_u8(at(block, byte)))
-                byte = uint32(byte + uint32(WARP))
+            out = place(target, group, per_vector, n_tokens, n_heads, out_token, out_head, out_seq, capacity, starts)
+            store_row(block, out, lane)
             if is_measured and lane == uint32(0):
-                _ptx.store_u8(flags + uint64(group), flag)
-                for i in range(N_FACTS):
-                    _ptx.store_f32(facts + uint64(group) * uint64(4 * N_FACTS) + uint64(4 * i), found[i])
+                steps.store_facts(facts, flags, group, flag, found)
 
     return encode, WARPS
 
@@ -215,10 +175,9 @@ def _filler(form: BlockFormat, mode: NormMode, is_measured: bool) -> Any:
 
 
 def _codebook_filler(form: BlockFormat, mode: NormMode, is_measured: bool) -> Any:
-    g, bits, is_split = form.group_size, form.bits, form.layout is Layout.SPLIT_PLANES
-    assert not is_split and form.blocks_per_group == 1, "formats of the forks have groups of a power of two"
+    g, bits = form.group_size, form.bits
     n_boundaries = (1 << bits) - 1
-    index, finish = steps.searcher(bits), finisher(g, mode, is_measured)
+    index, finish, put = steps.searcher(bits), finisher(g, mode, is_measured), word_placer(form, 1)
 
     @device
     def fill(
@@ -248,18 +207,14 @@ def _codebook_filler(form: BlockFormat, mode: NormMode, is_measured: bool) -> An
             j = uint32(j + uint32(WARP))
         _ptx.sync_warp()
         wanted = finish(y, c, terms, lane, norm, factor, inverse, found)
-        if lane == uint32(0):
-            _ptx.store_shared_u16(block, steps.half_bits(wanted))
+        stored = steps.half_bits(wanted)
         chunk = uint32(lane)
         while chunk < uint32(g // 8):
             word = uint32(0)
             for e in range(8):
                 i = _ptx.load_shared_u32(at(indices, uint32(chunk * uint32(32) + uint32(4 * e))))
                 word = uint32(word | uint32(i << uint32(bits * e)))
-            for byte in range(bits):
-                _ptx.store_shared_u8(
-                    at(block, uint32(uint32(2 + byte) + chunk * uint32(bits))), uint32(word >> uint32(8 * byte))
-                )
+            put(block, chunk, uint32(0), word, stored)
             chunk = uint32(chunk + uint32(WARP))
         return steps.is_cut(wanted)
 

@@ -17,7 +17,7 @@ from turbocode.kernels.scalar.norm_mode import NormMode
 
 TABLE_SIZE, CENTROIDS_AT = 32, 16
 SATURATED, NONFINITE = 1, 2  # flags of a group, as in scalar/steps.py
-N_FACTS = 6  # float32 numbers that tell what coding a group cost; see scalar/cuda.py: moments
+N_FACTS = 6  # float32 numbers that tell what coding a group cost; see group.py: moments_of_facts
 SAFE_SQUARE = np.float32(2.0**120)
 DOWN, UP = np.float32(2.0**-80), np.float32(2.0**80)
 FINITE_MAX = np.float32(np.finfo(np.float32).max)
@@ -26,7 +26,7 @@ Q8_MAX, Q4_OFFSET = np.float32(127.0), np.float32(8.0)
 _F16_MAX = np.float32(FLOAT16_MAX)
 _ZERO, _HALF, _ONE = np.float32(0.0), np.float32(0.5), np.float32(1.0)
 
-float32, int32, uint32 = types.float32, types.int32, types.uint32
+float32, int32, uint32, uint64 = types.float32, types.int32, types.uint32, types.uint64
 
 
 @functools.cache
@@ -113,6 +113,14 @@ def fast_norm_corrector(mode: NormMode) -> Any:
         return result
 
     return corrected
+
+
+@device
+def store_facts(facts: Any, flags: Any, group: Any, flag: Any, found: Any) -> None:
+    """Write what a kernel measured of a group."""
+    _ptx.store_u8(flags + uint64(group), flag)
+    for i in range(N_FACTS):
+        _ptx.store_f32(facts + uint64(group) * uint64(4 * N_FACTS) + uint64(4 * i), found[i])
 
 
 @device

@@ -18,7 +18,7 @@ def word_placer(form: BlockFormat, n_lanes: int) -> Any:
     """put(block, chunk, t, word, stored): the chunk's eight indices, `bits` bits each in word, and the norm if it is
     due.
 
-    chunk : compile-time number of the lane's chunk; t : the lane among the n_lanes of the group; stored : float16 bits
+    chunk : number of the lane's chunk; t : the lane among the n_lanes of the group; stored : float16 bits
     """
     bits, is_split = form.bits, form.layout is Layout.SPLIT_PLANES
     block_bytes, per_block = form.bytes_per_block, form.values_per_block

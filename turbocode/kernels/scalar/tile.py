@@ -19,9 +19,9 @@ def tile_bytes(n_bytes: int) -> int:
 
 
 @functools.cache
-def row_address(group_bytes: int) -> Any:
+def row_address(is_strided: bool, group_bytes: int) -> Any:
     """The address of a group's blocks in a cache whose sequences have starts of their own; 0 beyond its capacity."""
-    strided = group_address(True, group_bytes)
+    strided = group_address(is_strided, group_bytes)
 
     @device
     def address(
@@ -37,7 +37,7 @@ def row_address(group_bytes: int) -> Any:
         starts: Any,
     ) -> Any:
         place = strided(base, group, per_vector, n_tokens, n_heads, token, head, seq)
-        if starts != uint64(0):
+        if is_strided and starts != uint64(0):
             row = uint32(uint32(group // uint32(per_vector)) // uint32(n_tokens))
             t = uint32(uint32(group // uint32(per_vector)) - uint32(row * uint32(n_tokens)))
             start = _ptx.load_u32(starts + uint64(row // uint32(n_heads)) * uint64(4))
@@ -50,17 +50,45 @@ def row_address(group_bytes: int) -> Any:
 
 
 @functools.cache
-def tile_writer(is_strided: bool, group_bytes: int, n_lanes: int, per_warp: int = 0) -> Any:
+def row_storer(group_bytes: int, n_lanes: int) -> Any:
+    """store(row, target, t): a group's blocks from shared to global memory by n_lanes lanes; nowhere if target is 0."""
+
+    @device
+    def store(row: Any, target: Any, t: Any) -> None:
+        byte = uint32(t)
+        while byte < uint32(group_bytes) and target != uint64(0):
+            _ptx.store_u8(target + uint64(byte), _ptx.load_shared_u8(at(row, byte)))
+            byte = uint32(byte + uint32(n_lanes))
+
+    return store
+
+
+@functools.cache
+def row_loader(group_bytes: int, n_lanes: int) -> Any:
+    """load(source, row, t): the inverse of `row_storer`; zeros if source is 0."""
+
+    @device
+    def load(source: Any, row: Any, t: Any) -> None:
+        byte = uint32(t)
+        while byte < uint32(group_bytes):
+            value = uint32(0)
+            if source != uint64(0):
+                value = _ptx.load_u8(source + uint64(byte))
+            _ptx.store_shared_u8(at(row, byte), value)
+            byte = uint32(byte + uint32(n_lanes))
+
+    return load
+
+
+@functools.cache
+def tile_writer(is_strided: bool, group_bytes: int, n_lanes: int) -> Any:
     """write(tile, base, first, lane, geometry...): the warp's groups, from `first` on, to global memory.
 
-    per_warp : groups of a warp, 32 / n_lanes or a multiple of it
-    Contiguous blocks go out in words of 16 bytes, for which base must be a multiple of 16.
+    A warp has 32 / n_lanes groups. Contiguous blocks go out in words of 16 bytes; base must be a multiple of that.
     """
-    at_once = 32 // n_lanes
-    per_warp = per_warp or at_once
-    n_turns = per_warp // at_once
+    per_warp = 32 // n_lanes
     n_bytes = per_warp * group_bytes
-    place = row_address(group_bytes)
+    place, store_row = row_address(True, group_bytes), row_storer(group_bytes, n_lanes)
     is_whole = n_bytes % WORD == 0
 
     if is_strided:
@@ -81,17 +109,12 @@ def tile_writer(is_strided: bool, group_bytes: int, n_lanes: int, per_warp: int 
             capacity: Any,
             starts: Any,
         ) -> None:
-            for turn in range(n_turns):
-                row = uint32(uint32(lane // uint32(n_lanes)) + uint32(turn * at_once))
-                if uint32(first + row) < n_groups:
-                    target = place(
-                        base, uint32(first + row), per_vector, n_tokens, n_heads, token, head, seq, capacity, starts
-                    )
-                    source = at(tile, uint32(row * uint32(group_bytes)))
-                    byte = uint32(lane % uint32(n_lanes))
-                    while byte < uint32(group_bytes) and target != uint64(0):
-                        _ptx.store_u8(target + uint64(byte), _ptx.load_shared_u8(at(source, byte)))
-                        byte = uint32(byte + uint32(n_lanes))
+            row = uint32(lane // uint32(n_lanes))
+            if uint32(first + row) < n_groups:
+                target = place(
+                    base, uint32(first + row), per_vector, n_tokens, n_heads, token, head, seq, capacity, starts
+                )
+                store_row(at(tile, uint32(row * uint32(group_bytes))), target, uint32(lane % uint32(n_lanes)))
 
     else:
 
@@ -129,13 +152,11 @@ def tile_writer(is_strided: bool, group_bytes: int, n_lanes: int, per_warp: int 
 
 
 @functools.cache
-def tile_reader(is_strided: bool, group_bytes: int, n_lanes: int, per_warp: int = 0) -> Any:
+def tile_reader(is_strided: bool, group_bytes: int, n_lanes: int) -> Any:
     """read(tile, base, first, lane, geometry...): the inverse of `tile_writer`; a barrier must follow."""
-    at_once = 32 // n_lanes
-    per_warp = per_warp or at_once
-    n_turns = per_warp // at_once
+    per_warp = 32 // n_lanes
     n_bytes = per_warp * group_bytes
-    place = row_address(group_bytes)
+    place, load_row = row_address(True, group_bytes), row_loader(group_bytes, n_lanes)
     is_whole = n_bytes % WORD == 0
 
     if is_strided:
@@ -156,18 +177,10 @@ def tile_reader(is_strided: bool, group_bytes: int, n_lanes: int, per_warp: int 
             capacity: Any,
             starts: Any,
         ) -> None:
-            for turn in range(n_turns):
-                row = uint32(uint32(lane // uint32(n_lanes)) + uint32(turn * at_once))
-                near = uint32(min(uint64(first + row), uint64(n_groups - uint64(1))))
-                source = place(base, near, per_vector, n_tokens, n_heads, token, head, seq, capacity, starts)
-                target = at(tile, uint32(row * uint32(group_bytes)))
-                byte = uint32(lane % uint32(n_lanes))
-                while byte < uint32(group_bytes):
-                    value = uint32(0)
-                    if source != uint64(0):
-                        value = _ptx.load_u8(source + uint64(byte))
-                    _ptx.store_shared_u8(at(target, byte), value)
-                    byte = uint32(byte + uint32(n_lanes))
+            row = uint32(lane // uint32(n_lanes))
+            near = uint32(min(uint64(first + row), uint64(n_groups - uint64(1))))
+            source = place(base, near, per_vector, n_tokens, n_heads, token, head, seq, capacity, starts)
+            load_row(source, at(tile, uint32(row * uint32(group_bytes))), uint32(lane % uint32(n_lanes)))
 
     else:
 

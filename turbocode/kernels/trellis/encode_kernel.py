@@ -19,7 +19,8 @@ from turbocode.kernels.scalar import gpu_steps as steps
 from turbocode.kernels.scalar.encode_lanes import EncodeVariant
 from turbocode.kernels.scalar.encode_shared import finisher, preparer
 from turbocode.kernels.scalar.gpu_steps import N_FACTS
-from turbocode.kernels.scalar.tile import row_address, tile_bytes
+from turbocode.kernels.scalar.place import word_placer
+from turbocode.kernels.scalar.tile import row_address, row_storer, tile_bytes
 from turbocode.kernels.trellis.search_lanes import THREADS, Arithmetic, lane_search
 from turbocode.kernels.trellis.trellis import Trellis
 from turbocode.kernels.vectors import group_address
@@ -41,8 +42,8 @@ def encode_kernel(variant: EncodeVariant, arithmetic: Arithmetic = Arithmetic.EX
     load, transform, prepare = spot.load, spot.transform, preparer(g)
     finish, pack = finisher(g, variant.mode, variant.is_measured), _packer(form)
     read_at = group_address(variant.reads_strided, g * VALUE_BYTES[variant.value_type])
-    place = row_address(group_bytes)
-    writes_strided, is_measured = variant.writes_strided, variant.is_measured
+    place, store_row = row_address(variant.writes_strided, group_bytes), row_storer(group_bytes, WARP)
+    is_measured = variant.is_measured
     # y, c (g,), terms and uint16 states (g / 2,), roots, the block, the search's area; rows of 16 bytes
     head = 3 * g + N_ROOTS + tile_bytes(group_bytes) // 4
     n_words = -(-(head + found_by.words) // 4) * 4
@@ -114,49 +115,38 @@ def encode_kernel(variant: EncodeVariant, arithmetic: Arithmetic = Arithmetic.EX
                 j = uint32(j + uint32(WARP))
             _ptx.sync_warp()
             wanted = finish(y, c, at(y, uint32(8 * g)), lane, norm, factor, inverse, found)
-            if lane == uint32(0):
-                _ptx.store_shared_u16(block, steps.half_bits(wanted))
-            pack(states, block, lane)
+            pack(states, block, lane, steps.half_bits(wanted))
             _ptx.sync_warp()
             group = uint32(first + mine)
             if group < n_groups:
-                if writes_strided:
-                    out = place(
-                        target, group, per_vector, n_tokens, n_heads, out_token, out_head, out_seq, capacity, starts
-                    )
-                else:
-                    out = target + uint64(group) * uint64(group_bytes)
-                byte = lane
-                while byte < uint32(group_bytes) and out != uint64(0):
-                    _ptx.store_u8(out + uint64(byte), _ptx.load_shared_u8(at(block, byte)))
-                    byte = uint32(byte + uint32(WARP))
+                out = place(
+                    target, group, per_vector, n_tokens, n_heads, out_token, out_head, out_seq, capacity, starts
+                )
+                store_row(block, out, lane)
                 if is_measured and lane == uint32(0):
                     if steps.is_cut(wanted):
                         flag = uint32(flag | uint32(steps.SATURATED))
-                    _ptx.store_u8(flags + uint64(group), flag)
-                    for i in range(N_FACTS):
-                        _ptx.store_f32(facts + uint64(group) * uint64(4 * N_FACTS) + uint64(4 * i), found[i])
+                    steps.store_facts(facts, flags, group, flag, found)
             mine = uint32(mine + uint32(n_warps))
 
     return encode, per_block
 
 
 def _packer(form: BlockFormat) -> Any:
-    """pack(states, block, lane): the stream behind the norm, from uint16 states (g,) in shared memory."""
+    """pack(states, block, lane, stored): norm and stream of a block, from uint16 states (g,) in shared memory."""
+    put = word_placer(form, 1)
     g, bits, mask = form.group_size, form.bits, (1 << form.bits) - 1
     n_tail = form.bytes_per_group - 2 - g * bits // 8
 
     @device
-    def pack(states: Any, block: Any, lane: Any) -> None:
+    def pack(states: Any, block: Any, lane: Any, stored: Any) -> None:
         chunk = uint32(lane)
         while chunk < uint32(g // 8):
             word = uint32(0)
             for e in range(8):
                 state = _ptx.load_shared_u16(at(states, uint32(uint32(chunk * uint32(16)) + uint32(2 * e))))
                 word = uint32(word | uint32(uint32(state & uint32(mask)) << uint32(bits * e)))
-            for byte in range(bits):
-                place = uint32(uint32(2 + byte) + uint32(chunk * uint32(bits)))
-                _ptx.store_shared_u8(at(block, place), uint32(word >> uint32(8 * byte)))
+            put(block, chunk, uint32(0), word, stored)
             chunk = uint32(chunk + uint32(WARP))
         if lane == uint32(0):
             rest = uint32(_ptx.load_shared_u16(at(states, uint32(2 * g - 2))) >> uint32(bits))
