@@ -16,8 +16,7 @@ class GpuCodec:
 
     codec : what the blocks are. Its path search must be Viterbi's, with one gain.
     is_exact : blocks and values are the CPU's, bit for bit. Without it scalar codecs of symmetric codebooks rotate on
-        the
-        tensor cores: about twice as fast, one index in ten million and one norm in ten thousand round the other way.
+        the tensor cores: up to twice as fast, and at most one index in a hundred thousand is off by one (docs/gpu.md).
 
     Kernels are compiled on their first use for a device, an input type and a kind of strides, in seconds; every later
     call takes microseconds, and can be captured in a CUDA graph. Kernels run in `stream`: by default the current one of

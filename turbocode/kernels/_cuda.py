@@ -1,5 +1,4 @@
-"""The only place that touches Numba's CUDA side: decorators, compilation, addresses; and the simulator's answers to
-them.
+"""The only place that touches Numba's CUDA side: decorators, compilation, addresses; and the simulator's twins.
 
 In the simulator (NUMBA_ENABLE_CUDASIM=1) the same kernels run as Python.
 """

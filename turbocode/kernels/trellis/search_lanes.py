@@ -42,14 +42,12 @@ class Arithmetic(enum.IntEnum):
 
 
 class LaneSearch(NamedTuple):
-    """group_threads : P; threads, per_block : threads and groups of a block; words : of shared memory that a group
-        needs
+    """group_threads : P; threads, per_block : threads and groups of a block; words : a group's shared memory
 
     search(samples, factor, weights, table, area, states, thread) -> cost of the best path, in every thread of the
     group.
     samples, weights : float32 (g,) in shared memory, samples times factor being searched; table : address in GPU memory
-    area : `words` of shared memory; states : uint16 (g,) in shared memory, set to the path; thread : number in the
-        block
+    area : `words` of shared memory; states : uint16 (g,) in shared memory, set to the path; thread : its number
     """
 
     group_threads: int
