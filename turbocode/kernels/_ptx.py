@@ -63,7 +63,9 @@ def instruction(
     names = ", ".join(["typingctx", *(f"a{i}" for i in range(len(takes)))])
     scope: dict[str, Any] = {"answer": (result(*takes), generate)}
     exec(f"def typing({names}):\n    return answer", scope)
-    return intrinsic(scope["typing"])
+    found = intrinsic(scope["typing"])
+    found.ptx = ptx, constraints, str(result), touches_memory, is_collective  # what it is, for _kernel_cache.py
+    return found
 
 
 def _bits(value: Any, dtype: type, of: type) -> Any:
@@ -219,6 +221,13 @@ any_lane = instruction(
     _collective("any"),
     is_collective=True,
 )
+lanes_where = instruction(
+    "{.reg .pred p; setp.ne.u32 p, $1, 0; vote.sync.ballot.b32 $0, p, 0xffffffff;}",
+    u32,
+    (u32,),
+    _collective("ballot"),
+    is_collective=True,
+)
 sync_warp = instruction(
     "bar.warp.sync 0xffffffff;", None, (), _collective("sync"), touches_memory=True, is_collective=True
 )
@@ -321,3 +330,83 @@ load_shared_u32x4 = instruction(
 store_shared_u32x4 = instruction(
     "st.shared.v4.u32 [$0], {$1, $2, $3, $4};", None, (u32, u32, u32, u32, u32), _store(np.uint32), touches_memory=True
 )
+
+
+# Copies from global to shared memory that go on while the thread does other things, 16 bytes each.
+def _copy_later(target: Any, source: Any, n_bytes: Any) -> None:
+    if target.offset % 16 or (source.memory.ctypes.data + source.offset) % 16:
+        raise IndexError("an asynchronous copy begins at no multiple of 16 bytes")
+    _cuda.copy_later(target, source, int(n_bytes), 16)
+
+
+copy_async = instruction(
+    "cp.async.cg.shared.global [$0], [$1], 16, $2;", None, (u32, u64, u32), _copy_later, touches_memory=True
+)
+copy_async_whole = instruction(
+    "cp.async.cg.shared.global [$0], [$1], 16;",
+    None,
+    (u32, u64),
+    lambda target, source: _copy_later(target, source, 16),
+    touches_memory=True,
+)
+close_copies = instruction("cp.async.commit_group;", None, (), lambda: _cuda.close_copies(), touches_memory=True)
+
+
+def wait_for_copies(n_left: int) -> Any:
+    """The instruction that waits until all closed groups of the thread's copies but the last n_left have arrived."""
+    return instruction(
+        f"cp.async.wait_group {n_left};", None, (), lambda: _cuda.wait_for_copies(n_left), touches_memory=True
+    )
+
+
+# 8 x 8 matrices of 16-bit numbers: lane 4 g + t holds columns 2 t and 2 t + 1 of row g.
+def _transpose(args: list[Any]) -> list[Any]:
+    words = np.array([[int(arg[0]) & 0xFFFF, int(arg[0]) >> 16] for arg in args], np.uint32)
+    turned = words.reshape(8, 8).T.reshape(32, 2)
+    return [int(low) | int(high) << 16 for low, high in turned]
+
+
+_cuda.define_collective("transpose", _transpose)
+transpose_halves = instruction(
+    "movmatrix.sync.aligned.m8n8.trans.b16 $0, $1;", u32, (u32,), _collective("transpose"), is_collective=True
+)
+shift_right_wide = instruction(
+    "shf.r.wrap.b32 $0, $1, $2, $3;",
+    u32,
+    (u32, u32, u32),
+    lambda low, high, n: ((int(high) << 32 | int(low)) >> (int(n) & 31)) & 0xFFFFFFFF,
+)
+# 2**x to about 22 bits; subnormal numbers are 0.
+power_of_two = instruction("ex2.approx.ftz.f32 $0, $1;", f32, (f32,), _rounded(lambda a: np.exp2(np.float64(a))))
+logarithm_of_two = instruction("lg2.approx.ftz.f32 $0, $1;", f32, (f32,), _rounded(lambda a: np.log2(np.float64(a))))
+
+
+def _add_to(address: Any, value: Any) -> int:
+    old = int(address.read(np.uint32, 1)[0])
+    address.write(np.uint32, (old + int(value) & 0xFFFFFFFF,))
+    return old
+
+
+# What another block may have written: read past the first cache; and a fence that orders before it what came before.
+add_u32 = instruction("atom.global.add.u32 $0, [$1], $2;", u32, (u64, u32), _add_to, touches_memory=True)
+fence = instruction("fence.acq_rel.gpu;", None, (), lambda: None, touches_memory=True)
+load_f32_fresh = instruction("ld.global.cg.f32 $0, [$1];", f32, (u64,), _load(np.float32), touches_memory=True)
+load_f32x4_fresh = instruction(
+    "ld.global.cg.v4.f32 {$0, $1, $2, $3}, [$4];",
+    (f32,) * 4,
+    (u64,),
+    lambda a: tuple(a.read(np.float32, 4)),
+    touches_memory=True,
+)
+
+
+def _each_half(operation: Callable[..., Any]) -> Callable[..., Any]:
+    def compute(*words: Any) -> np.uint32:
+        halves = [[_half(int(word) >> shift) for word in words] for shift in (0, 16)]
+        low, high = (_to_half(operation(*of)) for of in halves)
+        return _u32(low | high << 16)
+
+    return compute
+
+
+subtract_halves = instruction("sub.rn.f16x2 $0, $1, $2;", u32, (u32, u32), _each_half(lambda a, b: a - b))
