@@ -26,9 +26,9 @@ from turbocode.kernels.scalar.decode_lanes import DecodeVariant
 from turbocode.kernels.scalar.encode_lanes import EncodeVariant
 from turbocode.kernels.scalar.norm_mode import NormMode
 from turbocode.kernels.trellis import encode_kernel as trellis_encode
+from turbocode.kernels.trellis import encode_tensor as trellis_encode_tensor
 from turbocode.kernels.trellis.search_kernel import N_ARGS as N_SEARCH_ARGS
 from turbocode.kernels.trellis.search_kernel import search_kernel
-from turbocode.kernels.trellis.search_lanes import Arithmetic
 from turbocode.kernels.trellis.trellis import Trellis
 
 ARCHITECTURES = ((8, 0), (9, 0), (12, 0))
@@ -150,14 +150,18 @@ def _trellises() -> Iterator[KernelEntry]:
             128,
             (_SHARED_LOAD,),
         )
-    packed = _encode_variant("trellis3", 128, FLOAT16)
-    yield KernelEntry(
-        "fast encode trellis3 128 fp16",
-        lambda: trellis_encode.encode_kernel(packed, Arithmetic.PACKED)[0],
-        n,
-        128,
-        (_SHARED_LOAD, r"FFMA"),
-    )
+    for name, is_strided in (
+        *((name, False) for name in ("trellis1", "trellis2", "trellis3", "trellis4", "turbo3_tcq", "trellis2_l9")),
+        ("trellis3", True),
+    ):
+        variant = _encode_variant(name, 128, FLOAT16, is_strided=is_strided)
+        yield KernelEntry(
+            f"fast encode {name} 128 fp16" + (", strided" if is_strided else ""),
+            lambda v=variant: trellis_encode_tensor.encode_kernel(v)[0],  # type: ignore[misc]
+            n,
+            128 if name in ("trellis1", "trellis2") else 168,
+            (_WIDE_LOAD, _SHARED_LOAD, r"HMMA\.1688\.F32"),
+        )
     for k, length, is_weighted in ((2, 8, False), (3, 9, True), (1, 4, False), (4, 12, False)):
         trellis = Trellis(k, length, True)
         yield KernelEntry(
