@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from turbocode.formats import block_format
 from turbocode.kernels.fwht import rotation_for
 from turbocode.kernels.fwht.lanes import BFLOAT16, FLOAT16, FLOAT32
@@ -22,7 +24,7 @@ from turbocode.kernels.scalar import (
     encode_shared,
     encode_tensor,
 )
-from turbocode.kernels.scalar.decode_lanes import DecodeVariant
+from turbocode.kernels.scalar.decode_lanes import DecodeVariant, Placement
 from turbocode.kernels.scalar.encode_lanes import EncodeVariant
 from turbocode.kernels.scalar.norm_mode import NormMode
 from turbocode.kernels.trellis import encode_kernel as trellis_encode
@@ -62,10 +64,10 @@ def _encode_variant(
     return EncodeVariant(form, rotation, mode, value_type, is_measured, is_strided, is_strided)
 
 
-def _decode_variant(name: str, head_dim: int, value_type: int, is_table_shared: bool = True) -> Any:
+def _decode_variant(name: str, head_dim: int, value_type: int, placement: Placement = Placement.SHARED) -> Any:
     form = block_format(name, head_dim)
     rotation = rotation_for(form.group_size, "signed" if form.has_codebook else "none")
-    return DecodeVariant(form, rotation, value_type, False, False, is_table_shared)
+    return DecodeVariant(form, rotation, value_type, False, False, placement)
 
 
 def _rotations() -> Iterator[KernelEntry]:
@@ -186,14 +188,16 @@ def _decoders() -> Iterator[KernelEntry]:
                 128,
                 (_WIDE_STORE,),
             )
-    cached = _decode_variant("trellis3", 128, FLOAT16, is_table_shared=False)
-    yield KernelEntry(
-        "decode trellis3 128 fp16, table in the cache",
-        lambda: decode_lanes.decode_kernel(cached)[0],
-        n,
-        128,
-        (_WIDE_STORE,),
-    )
+    values = np.linspace(-1, 1, 512, dtype=np.float32).tobytes()
+    for placement, where in ((Placement.CACHED, "the cache"), (Placement.CONSTANT, "constant memory")):
+        variant = _decode_variant("trellis3", 128, FLOAT16, placement)
+        yield KernelEntry(
+            f"decode trellis3 128 fp16, table in {where}",
+            lambda v=variant: decode_lanes.decode_kernel(v, values)[0],  # type: ignore[misc]
+            n,
+            128,
+            (_WIDE_STORE,),
+        )
     for name, head_dim in (("turbo3", 96), ("q4_0", 96), ("trellis2", 80)):
         variant = _decode_variant(name, head_dim, FLOAT16)
         yield KernelEntry(
