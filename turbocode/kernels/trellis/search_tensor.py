@@ -203,7 +203,7 @@ def _tracer(trellis: Trellis, g: int) -> Any:
     def branch_of(row: Any, group: Any, number: Any, q: Any) -> Any:
         """The branch of the best state of a set after step q of a row."""
         slot, e = uint32(number & uint32(SLOTS - 1)), uint32(number >> uint32(4))
-        place = at(row, uint32(uint32(slot * uint32(4 * GROUPS)) + uint32(group * uint32(4))))
+        place = at(row, uint32(uint32(slot * uint32(4 * GROUPS)) | uint32(group * uint32(4))))
         shift = uint32(e * uint32(k))
         if step_bits == 16:
             word = _ptx.load_shared_u32(at(place, uint32(WORD_PLANE * (q // 2))))
@@ -212,10 +212,8 @@ def _tracer(trellis: Trellis, g: int) -> Any:
             word = _ptx.load_shared_u32(place)
             shift = uint32(shift + uint32(step_bits * q))
             if step_bits == 12 and q >= 2:
-                half = at(
-                    row,
-                    uint32(uint32(slot * uint32(2 * GROUPS)) + uint32(uint32(WORD_PLANE) + uint32(group * uint32(2)))),
-                )
+                half = at(row, uint32(uint32(slot * uint32(2 * GROUPS)) | uint32(group * uint32(2))))
+                half = at(half, uint32(WORD_PLANE))
                 word = uint32(uint32(word >> uint32(24)) | uint32(_ptx.load_shared_u16(half) << uint32(8)))
                 shift = uint32(shift - uint32(24))
         return uint32(uint32(word >> shift) & uint32(branch_mask))
