@@ -13,6 +13,7 @@ from turbocode.codecs.gpu_codec import GpuCodec
 from turbocode.kernels.fwht.lanes import FLOAT16
 from turbocode.kernels.kernel_table import _encode_variant
 from turbocode.kernels.trellis import Trellis, encode_tensor, whole_numbers
+from turbocode.kernels.trellis.tensor_layout import CYCLES
 from turbocode.kernels.trellis.tensor_operands import COARSE, tensor_operands
 
 # (name, head_dim): every layout of decisions, and both kinds of ends
@@ -33,7 +34,7 @@ def groups(rng: np.random.Generator, n: int, g: int) -> Any:
 @pytest.mark.parametrize(("k", "length"), [(1, 8), (2, 8), (2, 9), (3, 9), (4, 10)])
 def test_products_are_whole_and_below_2_24(k: int, length: int, rng: np.random.Generator) -> None:
     g, trellis = 128, Trellis(k, length, True)
-    operands = tensor_operands(trellis, g)
+    operands, cycle = tensor_operands(trellis, g), CYCLES[k]
     limit = whole_numbers.LIMITS[k]
     scale = float(whole_numbers.sample_scale(k, g))
     coordinates = np.array([*rng.uniform(-1, 1, 30) * limit, limit, -limit, 3 * limit, 0, 1, 0.49]) / scale
@@ -45,14 +46,16 @@ def test_products_are_whole_and_below_2_24(k: int, length: int, rng: np.random.G
         return np.array([word], np.uint32).view(np.float16).astype(np.float64).tolist()
 
     for i, value in enumerate(values.astype(np.float32)):
-        branch = i % (1 << k)
+        branch, phase = i % (1 << k), i % cycle
         states = [half for t in range(4) for half in halves(operands.state_word(value, branch, t))]
+        first, last = (halves(operands.constant_word(t, phase)) for t in (1, 3))
         for j, coordinate in enumerate(coordinates.astype(np.float32)):
             word = halves(operands.sample_word(coordinate))
-            products = np.array(states) * [*word, 1, 1024, *word, 1024, 0]
+            products = np.array(states) * [*word, *first, *word, *last]
             assert (products == np.rint(products)).all() and (np.abs(products) < 2**24).all()
             coarse = int(np.rint(u[j] ** 2 / 4 / (1 << COARSE))) << COARSE
-            assert products.sum() == ((w[i] ** 2 - u[j] * w[i] + coarse) << k) + branch
+            cost = w[i] ** 2 - u[j] * w[i] + coarse
+            assert products.sum() == (cost << k * cycle) + (branch << k * phase)
             assert coarse - u[j] ** 2 / 4 >= -(1 << COARSE) / 2
 
 

@@ -4,14 +4,15 @@ A product of matrices adds the distances of 16 states to the costs of their pred
 
     D (16 states x 8 groups) = A (16 x 8: of the states' values) B (8 x 8: of the samples) + C (least costs)
 
-Costs are whole numbers in [2^23, 2^24), so that a float32's lowest bits are the number's own: there A brings along the
-number of the branch, and one minimum finds both. Bits of positive floats compare as integers, of which sm_90 compares
-three at once. A cost beyond 2^24 loses its lowest bit, but is that of no good path.
+Costs are whole numbers in [2^23, 2^24), so that a float32's lowest bits are the number's own: there the product adds
+the number of the branch, and one minimum finds both. Over a cycle of steps the branches of a path gather side by side,
+the latest highest, and are then taken off. Bits of positive floats compare as integers, of which sm_90 compares three
+at once. A cost beyond 2^24 loses its lowest bit, but is that of no good path.
 
 Rows of tiles are dealt out so that each lane gets whole sets of 2^k predecessors, whose minimum stays in it. Its sets
 follow on the same few least costs, as sets do that agree in their lowest L - 2k bits, so that C is read once for all.
-Only the least cost of each set is kept from step to step, in two buffers by turns; the branch that goes with it, the
-best of the set's states after the step, is the decision.
+Only the least cost of each set is kept from step to step, in two buffers by turns; the branches that come with it, the
+path to the best of the set's states, are the decision.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ from turbocode.kernels import _ptx
 from turbocode.kernels._cuda import at, cuda, device, types
 from turbocode.kernels.trellis.tensor_layout import (
     GROUPS,
-    ROW_BYTES,
     SLOTS,
     STATE_PADDING,
     WORD_PLANE,
@@ -63,16 +63,17 @@ class TensorSearch(NamedTuple):
     tile: Any
 
 
-def _stepper(trellis: Trellis, g: int) -> tuple[Any, Any]:
-    """step(held, words, place, low, high, own), from the first buffer of least costs to the second, and back.
+def _stepper(trellis: Trellis, g: int) -> tuple[Any, ...]:
+    """The functions step(held, words, place, low, high, own) of STEPS_AT_ONCE steps.
 
-    words (2,) : collect the branches of an even and an odd group; place : of the lane's part of the samples
+    words (2,) : collect the decisions of an even and an odd group; place : of the lane's part of the sample
     low, high : where least costs are read for tiles of even and odd number; own : where the lane's are written
     """
     k, found = trellis.bits, layout(trellis, g)
     n_own, n_classes, buffer = found.n_own, found.n_classes, found.buffer_bytes
     size, n_tiles, per_class = 1 << k, 1 << (k - 1), found.n_own // found.n_classes
-    clear = ~(size - 1) & ALL_ONES
+    cycle, tag_bits = found.cycle, found.tag_bits
+    clear = ALL_ONES << tag_bits & ALL_ONES
     class_bytes = 64 * n_tiles * SLOTS
 
     def tile(a: int, j: int, source: int) -> Any:
@@ -110,7 +111,9 @@ def _stepper(trellis: Trellis, g: int) -> tuple[Any, Any]:
 
         return several
 
-    def step(source: int) -> Any:
+    @functools.cache
+    def step(source: int, is_last: bool) -> Any:
+        """From buffer `source` of least costs to the other."""
         find_least, after = tiles(0, source), (1 - source) * buffer
 
         @device
@@ -118,36 +121,34 @@ def _stepper(trellis: Trellis, g: int) -> tuple[Any, Any]:
             even, odd = cuda.local.array(n_own, uint32), cuda.local.array(n_own, uint32)
             find_least(held, _ptx.load_shared_u32(place), low, high, even, odd)
             for e in range(n_own):
-                words[0] = _ptx.funnel_shift_right(words[0], even[e], uint32(k))
-                words[1] = _ptx.funnel_shift_right(words[1], odd[e], uint32(k))
-                _ptx.store_shared_u32x2(
-                    at(own, uint32(after + WORD_PLANE * e)),
-                    uint32(even[e] & uint32(clear)),
-                    uint32(odd[e] & uint32(clear)),
-                )
+                if is_last:
+                    words[0] = _ptx.funnel_shift_right(words[0], even[e], uint32(tag_bits))
+                    words[1] = _ptx.funnel_shift_right(words[1], odd[e], uint32(tag_bits))
+                    even[e], odd[e] = uint32(even[e] & uint32(clear)), uint32(odd[e] & uint32(clear))
+                _ptx.store_shared_u32x2(at(own, uint32(after + WORD_PLANE * e)), even[e], odd[e])
             cuda.syncthreads()
 
         return consume
 
-    return step(0), step(1)
+    return tuple(step(i % 2, i % cycle == cycle - 1) for i in range(STEPS_AT_ONCE))
 
 
 def _advancer(trellis: Trellis, g: int) -> Any:
     """advance(held, area, thread, first, count): consume `count` samples of the ring from `first` on."""
     found = layout(trellis, g)
-    step_bits, row_bytes = found.step_bits, ROW_BYTES[found.step_bits]
+    row_bits, row_bytes = found.row_bits, found.row_bytes
     constants_at, least_at, decisions_at = 4 * GROUPS * g, found.least_at, found.decisions_at
-    forth, back = _stepper(trellis, g)
+    first_step, second_step, third_step, fourth_step = _stepper(trellis, g)
     _, bases = turner(trellis)
 
     @device
     def advance(held: Any, area: Any, thread: Any, first: Any, count: Any) -> None:
         slot, t = slot_of(thread), uint32(thread & uint32(3))
-        stride, origin = uint32(4 * GROUPS), at(area, uint32(thread & uint32(28)))
+        stride, row_stride, origin = uint32(4 * GROUPS), uint32(16 * GROUPS), at(area, uint32(thread & uint32(28)))
         if uint32(t & uint32(1)) != uint32(0):  # columns that are the same for all samples
-            stride = uint32(0)
-            origin = at(area, uint32(uint32(constants_at) + uint32(uint32(t & uint32(2)) * uint32(2))))
-        place = at(origin, uint32(first * stride))
+            stride, row_stride = uint32(4), uint32(0)
+            origin = at(area, uint32(uint32(constants_at) + uint32(uint32(t & uint32(2)) * uint32(8))))
+        row = at(origin, uint32(uint32(first // uint32(STEPS_AT_ONCE)) * row_stride))
         least = at(area, uint32(uint32(least_at) + uint32(t * uint32(16))))
         own = at(least, set_offset(slot))
         low, high = bases(least, slot)
@@ -160,18 +161,19 @@ def _advancer(trellis: Trellis, g: int) -> Any:
         words[0], words[1] = uint32(0), uint32(0)
         position, n = uint32(first), uint32(0)
         while n < count:
-            forth(held, words, place, low, high, own)
-            back(held, words, at(place, stride), low, high, own)
-            place = at(place, uint32(stride + stride))
+            first_step(held, words, row, low, high, own)
+            place = at(row, stride)
+            second_step(held, words, place, low, high, own)
+            place = at(place, stride)
             even, odd = words[0], words[1]
-            if step_bits == 16:
+            if row_bits == 64:
                 _ptx.store_shared_u32x2(pairs, even, odd)
-            forth(held, words, place, low, high, own)
-            back(held, words, at(place, stride), low, high, own)
-            place = at(place, uint32(stride + stride))
-            if step_bits == 16:
+            third_step(held, words, place, low, high, own)
+            place = at(place, stride)
+            fourth_step(held, words, place, low, high, own)
+            if row_bits == 64:
                 _ptx.store_shared_u32x2(at(pairs, uint32(WORD_PLANE)), words[0], words[1])
-            elif step_bits == 8:
+            elif row_bits == 32:
                 _ptx.store_shared_u32x2(pairs, words[0], words[1])
             else:  # the upper 24 bits of a word are those of two steps; two such are a word and a half
                 _ptx.store_shared_u32x2(
@@ -182,9 +184,10 @@ def _advancer(trellis: Trellis, g: int) -> Any:
                 _ptx.store_shared_u32(halves, _ptx.select_bytes(words[0], words[1], uint32(0x7632)))
                 halves = at(halves, uint32(row_bytes))
             pairs = at(pairs, uint32(row_bytes))
+            row = at(row, row_stride)
             position = uint32(position + uint32(STEPS_AT_ONCE))
             if position == uint32(g):
-                place, position = origin, uint32(0)
+                row, position = origin, uint32(0)
             n = uint32(n + uint32(STEPS_AT_ONCE))
 
     return advance
@@ -196,27 +199,24 @@ def _tracer(trellis: Trellis, g: int) -> Any:
     ending : the set of the state after the last of 4 n_rows steps; states on the way are stored if is_kept
     """
     k, found = trellis.bits, layout(trellis, g)
-    step_bits, row_bytes, branch_mask = found.step_bits, ROW_BYTES[found.step_bits], (1 << k) - 1
-    decisions_at, set_mask = found.decisions_at, found.n_sets - 1
+    tag_bits, row_bits, row_bytes, cycle = found.tag_bits, found.row_bits, found.row_bytes, found.cycle
+    decisions_at, set_mask, tag_mask = found.decisions_at, found.n_sets - 1, (1 << tag_bits) - 1
+    n_cycles, cycle_bits = STEPS_AT_ONCE // cycle, row_bits * cycle // STEPS_AT_ONCE
+    state_mask = (1 << trellis.states_log2) - 1
 
     @device
-    def branch_of(row: Any, group: Any, number: Any, q: Any) -> Any:
-        """The branch of the best state of a set after step q of a row."""
+    def branches_of(row: Any, group: Any, number: Any, start: Any) -> Any:
+        """The branches of the path to the best state of a set, after the cycle whose bits of the row begin at start."""
         slot, e = uint32(number & uint32(SLOTS - 1)), uint32(number >> uint32(4))
         place = at(row, uint32(uint32(slot * uint32(4 * GROUPS)) | uint32(group * uint32(4))))
-        shift = uint32(e * uint32(k))
-        if step_bits == 16:
-            word = _ptx.load_shared_u32(at(place, uint32(WORD_PLANE * (q // 2))))
-            shift = uint32(shift + uint32(16 * (q % 2)))
-        else:
-            word = _ptx.load_shared_u32(place)
-            shift = uint32(shift + uint32(step_bits * q))
-            if step_bits == 12 and q >= 2:
-                half = at(row, uint32(uint32(slot * uint32(2 * GROUPS)) | uint32(group * uint32(2))))
-                half = at(half, uint32(WORD_PLANE))
-                word = uint32(uint32(word >> uint32(24)) | uint32(_ptx.load_shared_u16(half) << uint32(8)))
-                shift = uint32(shift - uint32(24))
-        return uint32(uint32(word >> shift) & uint32(branch_mask))
+        word = _ptx.load_shared_u32(at(place, uint32(WORD_PLANE * (start // 32) if row_bits == 64 else 0)))
+        shift = uint32(uint32(e * uint32(tag_bits)) + uint32(start % 32))
+        if row_bits == 48 and start >= 24:
+            half = at(row, uint32(uint32(slot * uint32(2 * GROUPS)) | uint32(group * uint32(2))))
+            half = _ptx.load_shared_u16(at(half, uint32(WORD_PLANE)))
+            word = uint32(uint32(word >> uint32(24)) | uint32(half << uint32(8)))
+            shift = uint32(uint32(e * uint32(tag_bits)) + uint32(start - 24))
+        return uint32(uint32(word >> shift) & uint32(tag_mask))
 
     @device
     def trace(area: Any, group: Any, ending: Any, n_rows: Any, stop: Any, is_kept: Any) -> Any:
@@ -225,12 +225,15 @@ def _tracer(trellis: Trellis, g: int) -> Any:
         states = at(area, uint32(uint32(group * uint32(2 * g + STATE_PADDING)) + uint32(n * uint32(2 * STEPS_AT_ONCE))))
         while n > stop:
             row, states, n = at(row, -row_bytes), at(states, -2 * STEPS_AT_ONCE), uint32(n - uint32(1))
-            for i in range(STEPS_AT_ONCE):
-                q = STEPS_AT_ONCE - 1 - i
-                state = uint32(uint32(number << uint32(k)) | branch_of(row, group, number, q))
+            for i in range(n_cycles):
+                h = n_cycles - 1 - i
+                branches = branches_of(row, group, number, cycle_bits * h)
+                window = uint32(uint32(number << uint32(tag_bits)) | branches)
                 if is_kept:
-                    _ptx.store_shared_u16(at(states, uint32(2 * q)), state)
-                number = uint32(state & uint32(set_mask))
+                    for phase in range(cycle):
+                        state = uint32(uint32(window >> uint32(k * phase)) & uint32(state_mask))
+                        _ptx.store_shared_u16(at(states, uint32(2 * (cycle * h + phase))), state)
+                number = uint32(window & uint32(set_mask))
         return number
 
     return trace
@@ -243,7 +246,7 @@ def tensor_search(trellis: Trellis, g: int) -> TensorSearch:
     found, around = layout(trellis, g), approach(trellis, g)
     n_sets, n_own = found.n_sets, found.n_own
     ends_at, least_at, decisions_at = found.ends_at, found.least_at, found.decisions_at
-    slack = found.n_steps << (trellis.bits + COARSE - 1)  # what rounding u^2 may take away from costs
+    slack = found.n_steps << (found.tag_bits + COARSE - 1)  # what rounding u^2 may take away from costs
     start_bits = int(np.float32(BASE + slack).view(np.uint32))
     advance, trace = _advancer(trellis, g), _tracer(trellis, g)
 

@@ -2,7 +2,7 @@
 
 Of eight groups of g samples: words of samples (g, 8), a row of constants, a row of the sets in which paths end; two
 buffers of least costs, sets in pairs: (set / 2, group / 2, set % 2, group % 2); decisions, a row for four steps: words
-(slot, group), with 12 bits a step followed by halves of words (slot, group). States of paths (8, g) take the place of
+(slot, group), two of them for 64 bits, one and a plane of halves for 48. States of paths (8, g) take the place of
 the samples once these are used up; operands are made where costs and decisions lie later.
 """
 
@@ -17,7 +17,7 @@ from turbocode.kernels.trellis.whole_numbers import STEPS_AT_ONCE, approach
 
 GROUPS, THREADS = 8, 64  # of a block
 SLOTS = 16  # of a tile's rows, eight a warp: slot s has the sets s + 16 e
-ROW_BYTES = {8: 512, 12: 768, 16: 1024}  # decisions of four steps, by the bits of a slot and step
+CYCLES = {1: 4, 2: 2, 3: 1, 4: 1}  # by k: steps after which decisions are taken off the costs, k bits a step
 WORD_PLANE = 4 * SLOTS * GROUPS  # bytes of a word for each slot and group
 STATE_PADDING = 16  # bytes between the states of groups, so that they lie in different banks
 MAX_SHARED = 45 * 1024
@@ -30,13 +30,16 @@ uint32 = types.uint32
 class Layout(NamedTuple):
     """n_sets : of predecessors; n_own : of a slot; n_classes : of a slot's sets that follow on different ones
 
-    step_bits : decisions of a slot and step; n_steps : at most; others : bytes
+    cycle : steps between decisions; tag_bits : decisions of a set and cycle; row_bits : of a slot and four steps
+    n_steps : at most; others : bytes
     """
 
     n_sets: int
     n_own: int
     n_classes: int
-    step_bits: int
+    cycle: int
+    tag_bits: int
+    row_bits: int
     n_steps: int
     ends_at: int
     least_at: int
@@ -49,6 +52,11 @@ class Layout(NamedTuple):
         return 4 * GROUPS * self.n_sets
 
     @property
+    def row_bytes(self) -> int:
+        """Of the decisions of four steps."""
+        return self.row_bits * WORD_PLANE // 32
+
+    @property
     def blocks(self) -> int:
         """That a multiprocessor has shared memory for, and registers."""
         return min(MAX_BLOCKS, MULTIPROCESSOR_SHARED // (self.n_bytes + RESERVED_SHARED))
@@ -58,15 +66,18 @@ def layout(trellis: Trellis, g: int) -> Layout:
     """The layout for groups of g values, whether or not it fits."""
     k, length = trellis.bits, trellis.states_log2
     n_sets = 1 << (length - k)
-    n_own, n_steps = n_sets // SLOTS, max(g, 2 * approach(trellis, g))
+    n_own, n_steps, cycle = n_sets // SLOTS, max(g, 2 * approach(trellis, g)), CYCLES[k]
+    row_bits = STEPS_AT_ONCE * k * n_own
     ends_at = 4 * GROUPS * (g + 1)
     least_at = ends_at + 4 * GROUPS
     decisions_at = least_at + 2 * 4 * GROUPS * n_sets
-    n_decisions = n_steps // STEPS_AT_ONCE * ROW_BYTES.get(n_own * k, 0)
+    n_decisions = n_steps // STEPS_AT_ONCE * row_bits * WORD_PLANE // 32
     n_operands = 16 << length
     n_bytes = max(decisions_at + n_decisions, least_at + n_operands)
     n_classes = max(1, n_sets >> k >> 4)
-    return Layout(n_sets, n_own, n_classes, n_own * k, n_steps, ends_at, least_at, decisions_at, n_bytes)
+    return Layout(
+        n_sets, n_own, n_classes, cycle, k * cycle, row_bits, n_steps, ends_at, least_at, decisions_at, n_bytes
+    )
 
 
 def can_search(trellis: Trellis, g: int) -> bool:
@@ -78,7 +89,8 @@ def can_search(trellis: Trellis, g: int) -> bool:
     if trellis.states_log2 < 2 * trellis.bits or g % 16 or g > MAX_GROUP:
         return False
     found = layout(trellis, g)
-    return found.step_bits in ROW_BYTES and found.n_bytes <= MAX_SHARED
+    is_whole = found.row_bits in (32, 48) or (found.row_bits == 64 and found.cycle <= 2)
+    return is_whole and found.n_bytes <= MAX_SHARED
 
 
 @device

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from turbocode.kernels.trellis import reference
 from turbocode.kernels.trellis.trellis import Trellis
 
-SCALES = {1: 96, 2: 96, 3: 144, 4: 176}  # S by k: whole numbers a standard deviation of a coordinate
+SCALES = {1: 48, 2: 64, 3: 144, 4: 176}  # S by k: whole numbers a standard deviation of a coordinate
 LIMITS = {1: 2047, 2: 2047, 3: 2047, 4: 1700}  # of |u_i|, float16 being exact up to 2048; of |w_i| half of it
 STEPS_AT_ONCE = 4
 
