@@ -275,6 +275,26 @@ multiply_halves = instruction(
 multiply_bfloats = instruction(
     _MMA.format("bf16"), (f32,) * 4, (u32,) * 6 + (f32,) * 4, _collective("multiply_bfloats"), is_collective=True
 )
+
+
+def _multiply_thin(args: list[Any]) -> list[Any]:
+    words = np.array([values[:3] for values in args], np.uint32).view(np.float16).astype(np.float64)
+    low, high, right = words.reshape(8, 4, 3, 2).transpose(2, 0, 1, 3).reshape(3, 8, 8)
+    c = np.array([values[3:] for values in args], np.float64).reshape(8, 4, 2, 2).transpose(2, 0, 1, 3)
+    d = np.stack((low @ right.T, high @ right.T)) + c.reshape(2, 8, 8)
+    rows = d.astype(np.float32).reshape(2, 8, 4, 2).transpose(1, 2, 0, 3).reshape(32, 4)
+    return [tuple(row) for row in rows]
+
+
+# The same with A (16 x 8) and B (8 x 8), float16.
+_cuda.define_collective("multiply_thin_halves", _multiply_thin)
+multiply_thin_halves = instruction(
+    "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {$0,$1,$2,$3}, {$4,$5}, {$6}, {$7,$8,$9,$10};",
+    (f32,) * 4,
+    (u32,) * 3 + (f32,) * 4,
+    _collective("multiply_thin_halves"),
+    is_collective=True,
+)
 select_bytes = instruction(
     "prmt.b32 $0, $1, $2, $3;",
     u32,
@@ -285,6 +305,13 @@ select_bytes = instruction(
 )
 shift_right_signed = instruction(
     "shr.s32 $0, $1, $2;", u32, (u32, u32), lambda a, n: _u32(((int(a) ^ 1 << 31) - (1 << 31)) >> int(n)).item()
+)
+# The low word of the 64-bit number (high, low) shifted right by n.
+funnel_shift_right = instruction(
+    "shf.r.wrap.b32 $0, $1, $2, $3;",
+    u32,
+    (u32, u32, u32),
+    lambda low, high, n: _u32((int(high) << 32 | int(low)) >> (int(n) & 31)).item(),
 )
 count_bits = instruction("popc.b32 $0, $1;", u32, (u32,), lambda a: int(a).bit_count())
 
@@ -313,6 +340,9 @@ store_shared_u16 = instruction(
 )
 store_shared_u32 = instruction("st.shared.u32 [$0], $1;", None, (u32, u32), _store(np.uint32), touches_memory=True)
 store_shared_f32 = instruction("st.shared.f32 [$0], $1;", None, (u32, f32), _store(np.float32), touches_memory=True)
+store_shared_u32x2 = instruction(
+    "st.shared.v2.u32 [$0], {$1, $2};", None, (u32, u32, u32), _store(np.uint32), touches_memory=True
+)
 load_shared_f32x4 = instruction(
     "ld.shared.v4.f32 {$0, $1, $2, $3}, [$4];",
     (f32,) * 4,
