@@ -1,6 +1,6 @@
 """Machine code of kernels without a GPU: what the compiler says of it, and its instructions.
 
-Numba asks the driver for the device to compile for; here it is told one (`_cuda.compiled_code`). The code is the one
+Numba asks the driver for the device to compile for; here it is told one (`_cuda.compiled_codes`). The code is the one
 that a launch would load, through NVVM, link-time optimisation and nvJitLink.
 """
 
@@ -10,11 +10,12 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from turbocode.kernels._cuda import compiled_code
+from turbocode.kernels._cuda import compiled_codes
 
 _FLOAT64 = re.compile(r"^(D(ADD|MUL|FMA|SETP|MNMX)|MUFU\.\w*64|F2F\.F(64|32\.F64)|I2F\.F64|F2I\.F64)")
 
@@ -48,10 +49,12 @@ def disassembler() -> str | None:
     return shutil.which("nvdisasm")
 
 
-def machine_code(kernel: Any, n_args: int, compute_capability: tuple[int, int]) -> MachineCode:
-    """The kernel compiled for GPUs of a compute capability."""
-    cubin, log = compiled_code(kernel, n_args, compute_capability)
+def machine_codes(kernel: Any, n_args: int, capabilities: Sequence[tuple[int, int]]) -> list[MachineCode]:
+    """The kernel compiled for GPUs of each compute capability."""
+    return [_read(cubin, log) for cubin, log in compiled_codes(kernel, n_args, capabilities)[1]]
 
+
+def _read(cubin: bytes, log: str) -> MachineCode:
     def number(pattern: str) -> int:
         match = re.search(pattern, log)
         return int(match[1]) if match else 0

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -218,25 +219,24 @@ def compile_ahead(dispatcher: Any, n_args: int, compute_capability: tuple[int, i
 
     key = _kernel_cache.key_of(dispatcher, n_args, compute_capability)
     if key and not _kernel_cache.find(key):
-        cubin, _, name = _compiled(dispatcher, n_args, compute_capability)
-        _kernel_cache.keep(key, name, cubin)
+        name, codes = compiled_codes(dispatcher, n_args, [compute_capability])
+        _kernel_cache.keep(key, name, codes[0][0])
     return key is not None
 
 
-def compiled_code(dispatcher: Any, n_args: int, compute_capability: tuple[int, int]) -> tuple[bytes, str]:
-    """(cubin, the compiler's report) of a decorated function, for a GPU that need not be there."""
-    return _compiled(dispatcher, n_args, compute_capability)[:2]
+def compiled_codes(
+    dispatcher: Any, n_args: int, capabilities: Sequence[tuple[int, int]]
+) -> tuple[str, list[tuple[bytes, str]]]:
+    """(name, [(cubin, the compiler's report)]) of a decorated function, for GPUs that need not be there.
 
-
-def _compiled(dispatcher: Any, n_args: int, compute_capability: tuple[int, int]) -> tuple[bytes, str, str]:
+    Numba's own part of the work, most of it, is done once for all of them.
+    """
     from types import SimpleNamespace
 
     import numba.cuda.dispatcher as dispatching
     from numba.cuda.cudadrv import devices, driver
 
-    pretended = SimpleNamespace(
-        compute_capability=compute_capability, id=0, supports_bfloat16=True, supports_float16=True
-    )
+    pretended = SimpleNamespace(compute_capability=capabilities[0], id=0, supports_bfloat16=True, supports_float16=True)
     asked = dispatching.get_current_device, devices.get_context
     options_of = driver._Linker._get_linker_options
 
@@ -250,11 +250,13 @@ def _compiled(dispatcher: Any, n_args: int, compute_capability: tuple[int, int])
     driver._Linker._get_linker_options = talkative
     try:
         options = {**dispatcher.targetoptions}
-        compiled = dispatching._Kernel(dispatcher.py_func, signature(n_args), **options)
-        full = (*compute_capability, "a" if compute_capability >= (9, 0) else "")
-        cubin = compiled._codelibrary.get_cubin(cc=full)
-        library = compiled._codelibrary
-        return bytes(cubin.code), str(library.get_linkerinfo(full)), str(library._entry_name)
+        library = dispatching._Kernel(dispatcher.py_func, signature(n_args), **options)._codelibrary
+        codes = []
+        for capability in capabilities:
+            full = (*capability, "a" if capability >= (9, 0) else "")
+            cubin = library.get_cubin(cc=full)
+            codes.append((bytes(cubin.code), str(library.get_linkerinfo(full))))
+        return str(library._entry_name), codes
     finally:
         dispatching.get_current_device, devices.get_context = asked
         driver._Linker._get_linker_options = options_of

@@ -234,6 +234,31 @@ def attend_kernel(variant: AttendVariant) -> Any:
         _ptx.close_copies()
 
     @device
+    def seen_by(
+        c: Any,
+        lane: Any,
+        seq: Any,
+        first_column: Any,
+        n_used: Any,
+        n_rows: Any,
+        last_token: Any,
+        first_token: Any,
+        n_tokens: Any,
+        window: Any,
+    ) -> Any:
+        """(last, oldest) int32: the tokens that the query of the lane's column c sees."""
+        column = uint32(
+            uint32(first_column + uint32(8 * (c // 2) + c % 2)) + uint32(uint32(lane & uint32(3)) << uint32(1))
+        )
+        row = uint32(uint32(min(column, uint32(n_used - uint32(1)))) % uint32(n_rows))
+        seen = _ptx.load_u32(last_token + uint64(uint32(uint32(seq * uint32(n_rows)) + row)) * uint64(4))
+        last = int32(int32(seen) - int32(first_token))
+        oldest = int32(0)
+        if window != uint64(0):
+            oldest = int32(last + int32(int32(1) - int32(window)))
+        return min(last, int32(int32(n_tokens) - int32(1))), oldest
+
+    @device
     def cap(s: Any, softcap: Any) -> None:
         """softcap log2(e) tanh(x) for scores x = logit / softcap."""
         for i in range(n_scores):
@@ -288,8 +313,6 @@ def attend_kernel(variant: AttendVariant) -> Any:
         unit = cuda.local.array(1, float32)
         norms = cuda.local.array(n_norms, float32)
         weights = cuda.local.array(n_weights, uint32)
-        last = cuda.local.array(n_columns, int32)
-        oldest = cuda.local.array(n_columns, int32)
         key_places = cuda.local.array(n_key_places, uint32)
         value_places = cuda.local.array(n_value_places, uint32)
         thread = uint32(cuda.threadIdx.x)
@@ -369,16 +392,10 @@ def attend_kernel(variant: AttendVariant) -> Any:
                 row = uint32(row + uint32(n_warps))
             hidden_from, hidden_to = int32(seen_to), int32(0)  # tokens that some row does not see
             for c in range(n_columns):
-                column = uint32(first_column + uint32(8 * (c // 2) + c % 2))
-                column = uint32(column + uint32(uint32(lane & uint32(3)) << uint32(1)))
-                query_row = uint32(uint32(min(column, uint32(n_used - uint32(1)))) % uint32(n_rows))
-                seen = _ptx.load_u32(last_token + uint64(uint32(uint32(seq * uint32(n_rows)) + query_row)) * uint64(4))
-                last[c] = min(int32(int32(seen) - int32(first_token)), int32(int32(n_tokens) - int32(1)))
-                oldest[c] = int32(0)
-                if window != uint64(0):
-                    oldest[c] = int32(int32(int32(seen) - int32(first_token)) + int32(int32(1) - int32(window)))
-                hidden_from = min(hidden_from, int32(last[c] + int32(1)))
-                hidden_to = max(hidden_to, oldest[c])
+                last, oldest = seen_by(
+                    c, lane, seq, first_column, n_used, n_rows, last_token, first_token, n_tokens, window
+                )
+                hidden_from, hidden_to = min(hidden_from, int32(last + int32(1))), max(hidden_to, oldest)
             for step in range(2):
                 distance = uint32(1 << step)
                 hidden_from = min(hidden_from, int32(_ptx.shuffle_xor(uint32(hidden_from), distance)))
@@ -423,7 +440,11 @@ def attend_kernel(variant: AttendVariant) -> Any:
                 if has_softcap:
                     cap(s, _ptx.float_from_bits(uint32(softcap)))
                 if int32(uint32(token + uint32(TILE))) > hidden_from or int32(token) < hidden_to:
-                    hide(s, token, lane, last, oldest)
+                    for c in range(n_columns):  # looked up again: it is rare, and registers are not
+                        last, oldest = seen_by(
+                            c, lane, seq, first_column, n_used, n_rows, last_token, first_token, n_tokens, window
+                        )
+                        hide(s, c, token, lane, last, oldest)
                 update(s, top, total, o)
                 for i in range(TILE // 8):
                     for block_number in range(n_value_blocks):

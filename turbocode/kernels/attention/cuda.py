@@ -47,7 +47,7 @@ SHAPES = (
     Shape(4, 1, 2),
     Shape(1, 1, 2),
 )
-WIDE_SHAPES = (Shape(10, 1, 3), Shape(10, 1, 2), Shape(8, 1, 2), Shape(4, 1, 2), Shape(1, 1, 2))
+WIDE_SHAPES = (Shape(12, 1, 2), Shape(8, 1, 3), Shape(8, 1, 2), Shape(4, 1, 2), Shape(1, 1, 2))
 
 
 @dataclass(frozen=True)

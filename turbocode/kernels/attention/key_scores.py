@@ -62,13 +62,15 @@ def key_scores(form: BlockFormat, head_dim: int, lookup: Lookup, n_column_tiles:
     words_per_block = 2 * n_steps
     words = words_per_block * n_blocks
     n_sums = 4 * n_column_tiles
-    n_chains = 2 * n_sums  # even and odd steps add up apart: half as long a wait
+    # Even and odd steps add up apart, half as long a wait, where registers allow it.
+    chains = 1 if n_column_tiles > 1 or head_dim > 128 else 2
+    n_chains = chains * n_sums
     is_scaled = has_norm(form)
 
     def step(block: int, number: int) -> Any:
         first, second = read.pair(2 * number), read.pair(2 * number + 1)
         word = words_per_block * block + 2 * number
-        chain = n_sums * (number % 2)
+        chain = n_sums * (number % chains)
 
         @device
         def multiply(xa: Any, xb: Any, table: Any, place: Any, q: Any, c: Any) -> None:
@@ -106,7 +108,9 @@ def key_scores(form: BlockFormat, head_dim: int, lookup: Lookup, n_column_tiles:
                 for e in range(2):
                     v = 4 * n + e
                     a, b = first + 2 * n + e, first + 2 * (n_column_tiles + n) + e
-                    sum_a, sum_b = c[v] + c[n_sums + v], c[v + 2] + c[n_sums + v + 2]
+                    sum_a, sum_b = c[v], c[v + 2]
+                    if chains == 2:
+                        sum_a, sum_b = sum_a + c[n_sums + v], sum_b + c[n_sums + v + 2]
                     s[a] = sum_a * norm_a if is_first else s[a] + sum_a * norm_a
                     s[b] = sum_b * norm_b if is_first else s[b] + sum_b * norm_b
 

@@ -27,7 +27,8 @@ _FIRST_UNIT = np.float32(2.0**100)  # every norm is too large for it
 class Softmax(NamedTuple):
     """Arrays: s (8 tiles,) scores, then probabilities; top, total (2 tiles,); o (sums tiles,); norms (4 blocks,)
 
-    begin(top, total, o, unit); hide(s, token, lane, last, oldest) : scores of unseen tokens become NOTHING
+    begin(top, total, o, unit)
+    hide(s, c, token, lane, last, oldest) : scores of the tokens that column c does not see become NOTHING
     update(s, top, total, o) : s becomes the probabilities relative to the new maxima
     scale(norms, unit, o) : norms become multiples of the unit, o is rescaled if the unit changes
     weigh(number, s, norms, weights) : weights for value_sums.py of tokens 16 number to 16 number + 15
@@ -67,12 +68,11 @@ def softmax(n_column_tiles: int, n_sums: int, n_blocks: int, tile: int) -> Softm
         unit[0] = _FIRST_UNIT
 
     @device
-    def hide(s: Any, token: Any, lane: Any, last: Any, oldest: Any) -> None:
+    def hide(s: Any, c: Any, token: Any, lane: Any, last: Any, oldest: Any) -> None:
         for i in range(n_rows):
             at_row = int32(int32(token) + int32(8 * i) + int32(uint32(lane) >> uint32(2)))
-            for c in range(n_columns):
-                if at_row > last[c] or at_row < oldest[c]:
-                    s[n_columns * i + c] = NOTHING
+            if at_row > last or at_row < oldest:
+                s[n_columns * i + c] = NOTHING
 
     @device
     def update(s: Any, top: Any, total: Any, o: Any) -> None:
