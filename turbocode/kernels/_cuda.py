@@ -177,8 +177,8 @@ def load_kernel(dispatcher: Any, n_args: int, device_number: int, shared_bytes: 
 
     from turbocode.kernels import _kernel_cache
 
-    with cuda.gpus[device_number] as context:
-        capability = tuple(context.device.compute_capability)
+    with cuda.gpus[device_number]:
+        capability = tuple(cuda.get_current_device().compute_capability)
         key = _kernel_cache.key_of(dispatcher, n_args, capability)
         found = _kernel_cache.find(key) if key else None
         if found is None:
