@@ -19,7 +19,7 @@ class GpuAttention:
     """
 
     def __init__(self, key_codec: Codec, value_codec: Codec, *, is_plain: bool = False) -> None:
-        from turbocode.kernels.attention.attend_kernel import is_direct
+        from turbocode.kernels.attention.attend_variant import is_direct
         from turbocode.kernels.attention.cuda import DecodeAttention
         from turbocode.kernels.attention.gpu_arrays import Side
         from turbocode.kernels.attention.plain_cuda import PlainAttention

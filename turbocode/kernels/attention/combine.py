@@ -1,8 +1,7 @@
 """Partial results of a head become one: of the warps of a block through shared memory, of blocks through global memory.
 
-A partial result is a sum of values relative to a maximum, and the total of the weights (flash-decoding, arXiv
-2311.01282). A block that has a part of a head's tokens leaves it in global memory and counts itself; the one that
-counts last adds all up, so that nothing has to be started after it.
+A partial result is a sum of values relative to a maximum, and the total of the probabilities (flash-decoding, arXiv
+2311.01282).
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from turbocode.kernels.attention.softmax import UNSEEN
 from turbocode.kernels.attention.value_sums import LANES
 
 WARP = 32
-AT_ONCE = 8  # parts whose loads are under way together
+AT_ONCE = 12  # parts whose loads are under way together
 
 float32, uint32, uint64 = types.float32, types.uint32, types.uint64
 _ZERO, _ONE = np.float32(0.0), np.float32(1.0)
@@ -29,11 +28,12 @@ _ZERO, _ONE = np.float32(0.0), np.float32(1.0)
 class Combiner(NamedTuple):
     """part_floats : of one partial result in memory; warp_bytes : shared memory that `warps` needs
 
-    warps(o, top, total, area, warp, lane) : warp 0 gets the sum of all warps
+    warps(o, top, total, area, warp, lane, sync) : warp 0 gets the sum of all warps
     publish(target, o, top, total, lane) : one warp's result to global memory
     lay(rows, tops, totals, o, top, total, lane) : one warp's result to rows (columns, head_dim) in shared memory
-    gather(rows, tops, totals, area, source, first_slot, second_slot, n_parts, thread) : the sum of n_parts results in
-        the slots first_slot, second_slot, second_slot + 2, ... to rows; area : 32 tiles bytes a part
+    gather(rows, tops, totals, area, source, slots, warp, lane, sync) : the sum of n_parts results to rows;
+        slots : (first, second, n_parts), the parts being in slots first, second, second + 2, ...; area : 32 tiles bytes
+        a part
     """
 
     part_floats: int
@@ -121,34 +121,32 @@ def combiner(form: BlockFormat, head_dim: int, n_sums: int, n_column_tiles: int,
                 _ptx.store_shared_f32(at(totals, uint32(column * uint32(4))), total[c])
 
     @device
-    def slot_of(part: Any, first_slot: Any, second_slot: Any) -> Any:
-        later = uint32(second_slot + uint32(uint32(part - uint32(1)) << uint32(1)))
-        return later if part > uint32(0) else first_slot
+    def address_of(source: Any, part: Any, slots: Any) -> Any:
+        first, second, _ = slots
+        later = uint32(second + uint32(uint32(part - uint32(1)) << uint32(1)))
+        slot = later if part > uint32(0) else first
+        return source + uint64(slot) * uint64(4 * part_floats)
 
     @device
-    def weigh_parts(
-        tops: Any, totals: Any, area: Any, source: Any, first_slot: Any, second_slot: Any, n_parts: Any, thread: Any
-    ) -> None:
+    def weigh_parts(tops: Any, totals: Any, area: Any, source: Any, slots: Any, warp: Any, lane: Any) -> None:
         """A warp a column: its maximum and total over all parts, and in area[part, column] each part's factor."""
-        lane, column = uint32(thread & uint32(31)), uint32(thread >> uint32(5))
+        _, _, n_parts = slots
+        column = uint32(warp)
         while column < uint32(8 * n_column_tiles):
             c = uint32(uint32(uint32(column >> uint32(3)) << uint32(1)) | uint32(column & uint32(1)))
-            number = uint32(
-                uint32(uint32(uint32(all_sums) + c) * uint32(WARP)) + uint32(uint32(column & uint32(7)) >> uint32(1))
-            )
-            byte = uint64(number) * uint64(4)
+            t = uint32(uint32(column & uint32(7)) >> uint32(1))
+            byte = uint64(uint32(uint32(uint32(uint32(all_sums) + c) * uint32(WARP)) + t)) * uint64(4)
             top = UNSEEN
             part = lane
             while part < n_parts:
-                place = source + uint64(slot_of(part, first_slot, second_slot)) * uint64(4 * part_floats) + byte
-                top = max(top, _ptx.load_f32_fresh(place))
+                top = max(top, _ptx.load_f32_fresh(address_of(source, part, slots) + byte))
                 part = uint32(part + uint32(WARP))
             for step in range(5):
                 top = max(top, _ptx.shuffle_xor_f32(top, uint32(1 << step)))
             total = _ZERO
             part = lane
             while part < n_parts:
-                place = source + uint64(slot_of(part, first_slot, second_slot)) * uint64(4 * part_floats) + byte
+                place = address_of(source, part, slots) + byte
                 factor = _ptx.power_of_two(_ptx.load_f32_fresh(place) - top)
                 total = total + factor * _ptx.load_f32_fresh(place + uint64(4 * n_columns * WARP))
                 spot_of_factor = uint32(uint32(part * uint32(8 * n_column_tiles)) + column)
@@ -162,12 +160,11 @@ def combiner(form: BlockFormat, head_dim: int, n_sums: int, n_column_tiles: int,
             column = uint32(column + uint32(n_warps))
 
     @device
-    def add_parts(
-        rows: Any, area: Any, source: Any, first_slot: Any, second_slot: Any, n_parts: Any, thread: Any
-    ) -> None:
-        quad = uint32(thread)
+    def add_parts(rows: Any, area: Any, source: Any, slots: Any, warp: Any, lane: Any) -> None:
+        _, _, n_parts = slots
+        quad = uint32(uint32(warp * uint32(WARP)) + lane)
         while quad < uint32(n_quads):
-            v, lane = uint32(quad >> uint32(3)), uint32(uint32(quad & uint32(7)) << uint32(2))
+            v, first_lane = uint32(quad >> uint32(3)), uint32(uint32(quad & uint32(7)) << uint32(2))
             n = uint32(v // uint32(n_sums))
             column = uint32(uint32(n * uint32(8)) + uint32(v & uint32(1)))
             s0, s1, s2, s3 = _ZERO, _ZERO, _ZERO, _ZERO
@@ -176,36 +173,26 @@ def combiner(form: BlockFormat, head_dim: int, n_sums: int, n_column_tiles: int,
                 for step in range(AT_ONCE):  # without a branch, so that all loads are under way together
                     p = uint32(min(uint32(part + uint32(step)), uint32(n_parts - uint32(1))))
                     is_there = _ONE if uint32(part + uint32(step)) < n_parts else _ZERO
-                    slot = uint64(slot_of(p, first_slot, second_slot)) * uint64(4 * part_floats)
-                    x = _ptx.load_f32x4_fresh(source + slot + uint64(quad) * uint64(16))
+                    x = _ptx.load_f32x4_fresh(address_of(source, p, slots) + uint64(quad) * uint64(16))
                     factors = at(area, uint32(uint32(uint32(p * uint32(8 * n_column_tiles)) + column) * uint32(4)))
                     s0 = s0 + x[0] * (is_there * _ptx.load_shared_f32(factors))
                     s1 = s1 + x[1] * (is_there * _ptx.load_shared_f32(at(factors, uint32(8))))
                     s2 = s2 + x[2] * (is_there * _ptx.load_shared_f32(at(factors, uint32(16))))
                     s3 = s3 + x[3] * (is_there * _ptx.load_shared_f32(at(factors, uint32(24))))
                 part = uint32(part + uint32(AT_ONCE))
-            _ptx.store_shared_f32(place_in_rows(rows, v, lane), s0)
-            _ptx.store_shared_f32(place_in_rows(rows, v, uint32(lane + uint32(1))), s1)
-            _ptx.store_shared_f32(place_in_rows(rows, v, uint32(lane + uint32(2))), s2)
-            _ptx.store_shared_f32(place_in_rows(rows, v, uint32(lane + uint32(3))), s3)
+            _ptx.store_shared_f32(place_in_rows(rows, v, first_lane), s0)
+            _ptx.store_shared_f32(place_in_rows(rows, v, uint32(first_lane + uint32(1))), s1)
+            _ptx.store_shared_f32(place_in_rows(rows, v, uint32(first_lane + uint32(2))), s2)
+            _ptx.store_shared_f32(place_in_rows(rows, v, uint32(first_lane + uint32(3))), s3)
             quad = uint32(quad + uint32(threads))
 
     @device
     def gather(
-        rows: Any,
-        tops: Any,
-        totals: Any,
-        area: Any,
-        source: Any,
-        first_slot: Any,
-        second_slot: Any,
-        n_parts: Any,
-        thread: Any,
-        sync: Any,
+        rows: Any, tops: Any, totals: Any, area: Any, source: Any, slots: Any, warp: Any, lane: Any, sync: Any
     ) -> None:
-        weigh_parts(tops, totals, area, source, first_slot, second_slot, n_parts, thread)
+        weigh_parts(tops, totals, area, source, slots, warp, lane)
         sync()
-        add_parts(rows, area, source, first_slot, second_slot, n_parts, thread)
+        add_parts(rows, area, source, slots, warp, lane)
 
     warp_bytes = n_warps // 2 * 4 * part_floats
     return Combiner(part_floats, warp_bytes, warps, publish, lay, gather)

@@ -11,12 +11,11 @@ from turbocode.errors import OptionError
 from turbocode.kernels import _launch
 from turbocode.kernels._cuda import shared_limits
 from turbocode.kernels._launch import device_array, look, stream_handle
-from turbocode.kernels.attention.attend_kernel import (
+from turbocode.kernels.attention.attend_kernel import N_ARGS, attend_kernel
+from turbocode.kernels.attention.attend_variant import (
     COLUMNS,
-    N_ARGS,
     WARP,
     AttendVariant,
-    attend_kernel,
     is_direct,
     part_floats,
     shared_layout,
@@ -119,7 +118,7 @@ class DecodeAttention:
             call = self._calls[key] = self._prepare(arrays, *options)
         handle = stream_handle(stream, current)
         room = self._room(device, handle, call)
-        pointers: tuple[Any, ...] = (q, target, lse_target, k, v, call.key_words, call.value_words, last, page_table)
+        pointers: tuple[Any, ...] = (q, target, lse_target, k, v, call.key_words.pointer, call.value_words.pointer, last, page_table)
         pointers += (room.work, room.counters, gain_table)
         if call.grid:
             args = pointers + call.counts
@@ -217,8 +216,8 @@ class DecodeAttention:
             0 if is_empty else grid,
             threads,
             layout.size,
-            tables[0].pointer,
-            tables[1].pointer,
+            tables[0],
+            tables[1],
             counts,
             2 * grid * part_floats(variant),
             max(1, n_seqs * n_kv_heads * groups),

@@ -68,6 +68,24 @@ def _scale_of(magnitudes: tuple[float, ...]) -> float:
     return float(np.float32(scales[error.argmin()]))
 
 
+def _unbiased_halves(table: NDArray[np.float32]) -> NDArray[np.uint32]:
+    """A trellis's values as float16 bits, some rounded the other way so that their errors add up to nothing.
+
+    States are about equally frequent. The mean error would be the same for all tokens, and so it alone would survive in
+    the average over a long context, where random errors cancel.
+    """
+    rounded = table.astype(np.float16)
+    error = rounded.astype(np.float64) - table
+    other = np.nextafter(rounded, np.where(error > 0, np.float16(-np.inf), np.float16(np.inf)))
+    change = other.astype(np.float64) - rounded.astype(np.float64)
+    for i in np.argsort(np.abs(np.abs(error) - np.abs(change) / 2), kind="stable"):  # those that lie half way first
+        if abs(error.sum() + change[i]) < abs(error.sum()):
+            rounded[i] = other[i]
+            error[i] += change[i]
+            change[i] = 0.0
+    return rounded.view(np.uint16).astype(np.uint32)
+
+
 def lookup_words(form: BlockFormat, centroids: NDArray[np.float32]) -> tuple[NDArray[np.uint32], float]:
     """(words, scale): tables uint32 (n, entries) of centroids float32 (n, 2**bits), or of a trellis's values (n, 2**L).
 
@@ -82,9 +100,9 @@ def lookup_words(form: BlockFormat, centroids: NDArray[np.float32]) -> tuple[NDA
     if not form.is_trellis and form.layout is not Layout.Q4_0:
         magnitudes = np.unique(np.abs(centroids[centroids != 0]))
         scale = _scale_of(tuple(magnitudes.tolist())) if len(magnitudes) else 1.0
-    halves = (centroids * np.float32(scale)).astype(np.float16).view(np.uint16).astype(np.uint32)
     if form.is_trellis:
-        return halves, scale
+        return np.stack([_unbiased_halves(table) for table in centroids]), scale
+    halves = (centroids * np.float32(scale)).astype(np.float16).view(np.uint16).astype(np.uint32)
     i = np.arange(1 << 2 * form.bits)
     low, high = i & ((1 << form.bits) - 1), i >> form.bits
     if form.layout is Layout.SPLIT_PLANES:  # two low bits of each, then the third of each
@@ -93,17 +111,28 @@ def lookup_words(form: BlockFormat, centroids: NDArray[np.float32]) -> tuple[NDA
 
 
 @functools.cache
-def table_filler(lookup: Lookup, threads: int) -> Any:
-    """fill(table, source, thread): the words at a global address, copied into shared memory by all threads."""
-    copies_log2, n = lookup.copies_log2, lookup.entries << lookup.copies_log2
+def table_filler(lookup: Lookup, n_warps: int) -> Any:
+    """fill(table, source, warp, lane): the words at a global address, copied into shared memory by whole warps.
+
+    32 words come with one load, and go out one after the other, each in all its copies at once.
+    """
+    entries, copies = lookup.entries, 1 << lookup.copies_log2
+    at_once = 32 // copies  # words that one store of a warp writes
+    most = min(entries, 32)
 
     @device
-    def fill(table: Any, source: Any, thread: Any) -> None:
-        i = uint32(thread)
-        while i < uint32(n):
-            word = _ptx.load_u32(source + uint64(uint32(uint32(i >> uint32(copies_log2)) * uint32(4))))
-            _ptx.store_shared_u32(at(table, uint32(i * uint32(4))), word)
-            i = uint32(i + uint32(threads))
+    def fill(table: Any, source: Any, warp: Any, lane: Any) -> None:
+        first = uint32(warp * uint32(32))
+        while first < uint32(entries):
+            mine = uint32(min(uint32(first + lane), uint32(entries - 1)))
+            word = _ptx.load_u32(source + uint64(uint32(mine * uint32(4))))
+            number = uint32(0)
+            while number < uint32(most):
+                chosen = uint32(number + uint32(lane // uint32(copies)))
+                place = uint32(uint32(uint32(first + number) * uint32(4 * copies)) + uint32(lane * uint32(4)))
+                _ptx.store_shared_u32(at(table, place), _ptx.shuffle_index(word, chosen))
+                number = uint32(number + uint32(at_once))
+            first = uint32(first + uint32(32 * n_warps))
 
     return fill
 

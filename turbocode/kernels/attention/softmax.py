@@ -1,8 +1,10 @@
 """The online softmax of a tile whose scores lie as the tensor cores leave them (arXiv 1805.02867, 2205.14135).
 
 Lane 4 g + t has the scores of tokens 8 i + g for queries 8 n + 2 t and 8 n + 2 t + 1. Scores are logits times log2(e).
-A weight is the probability relative to the running maximum times the norm of the token's value; weights are float16,
-so that norms are divided by a power of two, which is taken from the first of them and lowered if one is far larger.
+
+Weights go to the tensor cores as float16 and include the norm of the token's value, whose size may be anything. So the
+running maximum is not that of the scores but of score plus log2 of the norm: no weight passes 1, and the largest ones
+are the most exact, however small or large values are.
 """
 
 from __future__ import annotations
@@ -17,28 +19,26 @@ from turbocode.kernels._cuda import cuda, device, types
 
 UNSEEN = np.float32(-1e30)  # a maximum before there is any: finite, so that differences are
 NOTHING = np.float32(-np.inf)  # the score of a token that is not seen
-MAX_NORM = np.float32(4096.0)  # of a value in units of the power of two: its weight is a float16
+LEAST_NORM = np.float32(2.0**-24)  # what a norm of 0 counts as in the maximum, so that probabilities stay finite
 
 float32, int32, uint32 = types.float32, types.int32, types.uint32
 _ZERO = np.float32(0.0)
-_FIRST_UNIT = np.float32(2.0**100)  # every norm is too large for it
 
 
 class Softmax(NamedTuple):
     """Arrays: s (8 tiles,) scores, then probabilities; top, total (2 tiles,); o (sums tiles,); norms (4 blocks,)
 
-    begin(top, total, o, unit)
+    begin(top, total, o)
     hide(s, c, token, lane, last, oldest) : scores of the tokens that column c does not see become NOTHING
-    update(s, top, total, o) : s becomes the probabilities relative to the new maxima
-    scale(norms, unit, o) : norms become multiples of the unit, o is rescaled if the unit changes
-    weigh(number, s, norms, weights) : weights for value_sums.py of tokens 16 number to 16 number + 15
-    finish(total, o, unit) : the lanes' totals added up, o in plain units
+    rise(s, norms, top, total, o) : maxima are brought up to date, totals and sums with them
+    weigh(s, norms, top, total, weights) : s becomes the probabilities; weights for value_sums.py, of the tile's first
+        16 tokens and of the others
+    finish(total) : the lanes' totals added up
     """
 
     begin: Any
     hide: Any
-    update: Any
-    scale: Any
+    rise: Any
     weigh: Any
     finish: Any
 
@@ -47,7 +47,8 @@ class Softmax(NamedTuple):
 def softmax(n_column_tiles: int, n_sums: int, n_blocks: int, tile: int) -> Softmax:
     """The functions for n_sums accumulators of a column tile, and values that have a norm in each of n_blocks."""
     n_rows, n_columns = tile // 8, 2 * n_column_tiles
-    n_norms, all_sums = n_rows * n_blocks, n_sums * n_column_tiles
+    all_sums = n_sums * n_column_tiles
+    per_half = 2 * n_blocks * n_column_tiles  # weights
 
     @device
     def over_tokens(value: Any) -> Any:
@@ -56,16 +57,11 @@ def softmax(n_column_tiles: int, n_sums: int, n_blocks: int, tile: int) -> Softm
         return max(value, _ptx.shuffle_xor_f32(value, uint32(16)))
 
     @device
-    def inverse_power(x: Any) -> Any:
-        return _ptx.float_from_bits(uint32(uint32(0x7F000000) - _ptx.float_bits(x)))
-
-    @device
-    def begin(top: Any, total: Any, o: Any, unit: Any) -> None:
+    def begin(top: Any, total: Any, o: Any) -> None:
         for c in range(n_columns):
             top[c], total[c] = UNSEEN, _ZERO
         for v in range(all_sums):
             o[v] = _ZERO
-        unit[0] = _FIRST_UNIT
 
     @device
     def hide(s: Any, c: Any, token: Any, lane: Any, last: Any, oldest: Any) -> None:
@@ -75,13 +71,19 @@ def softmax(n_column_tiles: int, n_sums: int, n_blocks: int, tile: int) -> Softm
                 s[n_columns * i + c] = NOTHING
 
     @device
-    def update(s: Any, top: Any, total: Any, o: Any) -> None:
+    def rise(s: Any, norms: Any, top: Any, total: Any, o: Any) -> None:
+        sizes = cuda.local.array(n_rows, float32)
         factors = cuda.local.array(n_columns, float32)
+        for i in range(n_rows):
+            largest = LEAST_NORM
+            for block in range(n_blocks):
+                largest = max(largest, abs(norms[n_blocks * i + block]))
+            sizes[i] = _ptx.logarithm_of_two(largest)
         is_new = uint32(0)
         for c in range(n_columns):
-            found = s[c]
+            found = s[c] + sizes[0]
             for i in range(1, n_rows):
-                found = max(found, s[n_columns * i + c])
+                found = max(found, s[n_columns * i + c] + sizes[i])
             found = max(over_tokens(found), top[c])
             if found > top[c]:
                 is_new = uint32(1)
@@ -93,45 +95,27 @@ def softmax(n_column_tiles: int, n_sums: int, n_blocks: int, tile: int) -> Softm
             for n in range(n_column_tiles):
                 for v in range(n_sums):
                     o[n_sums * n + v] = o[n_sums * n + v] * factors[2 * n + v % 2]
+
+    @device
+    def weigh(s: Any, norms: Any, top: Any, total: Any, weights: Any) -> None:
         for i in range(n_rows):
             for c in range(n_columns):
                 s[n_columns * i + c] = _ptx.power_of_two(s[n_columns * i + c] - top[c])
                 total[c] = total[c] + s[n_columns * i + c]
-
-    @device
-    def scale(norms: Any, unit: Any, o: Any) -> None:
-        largest = _ZERO
-        for j in range(n_norms):
-            largest = max(largest, abs(norms[j]))
-        if _ptx.any_lane(uint32(1 if largest * unit[0] > MAX_NORM else 0)) != uint32(0):
-            largest = over_tokens(largest)
-            power = uint32(_ptx.float_bits(largest) & uint32(0x7F800000))
-            wanted = inverse_power(_ptx.float_from_bits(power))
-            change = wanted * inverse_power(unit[0])
-            unit[0] = wanted
-            for v in range(all_sums):
-                o[v] = o[v] * change
-        for j in range(n_norms):
-            norms[j] = norms[j] * unit[0]
-
-    @device
-    def weigh(number: Any, s: Any, norms: Any, weights: Any) -> None:
-        for block in range(n_blocks):
-            for n in range(n_column_tiles):
-                for half in range(2):
-                    row = 2 * number + half
-                    v, norm = n_columns * row + 2 * n, norms[n_blocks * row + block]
+        for row in range(n_rows):
+            for block in range(n_blocks):
+                norm = norms[n_blocks * row + block]
+                for n in range(n_column_tiles):
+                    v = n_columns * row + 2 * n
                     word = _ptx.pack_halves(s[v] * norm, s[v + 1] * norm)
-                    weights[2 * (n_column_tiles * block + n) + half] = _ptx.transpose_halves(word)
+                    w = per_half * (row // 2) + 2 * (n_column_tiles * block + n) + row % 2
+                    weights[w] = _ptx.transpose_halves(word)
 
     @device
-    def finish(total: Any, o: Any, unit: Any) -> None:
+    def finish(total: Any) -> None:
         for c in range(n_columns):
             total[c] = total[c] + _ptx.shuffle_xor_f32(total[c], uint32(4))
             total[c] = total[c] + _ptx.shuffle_xor_f32(total[c], uint32(8))
             total[c] = total[c] + _ptx.shuffle_xor_f32(total[c], uint32(16))
-        back = inverse_power(unit[0])
-        for v in range(all_sums):
-            o[v] = o[v] * back
 
-    return Softmax(begin, hide, update, scale, weigh, finish)
+    return Softmax(begin, hide, rise, weigh, finish)

@@ -1,13 +1,13 @@
-"""Rows of a cache on their way into shared memory, several tiles ahead of the warp that reads them.
+"""Rows of a cache on their way into shared memory, ahead of the warp that reads them.
 
-Each warp has a ring of stages of its own and waits for nobody else. Rows of a tile lie side by side in the cache, or
+Each warp has rings of stages of its own and waits for nobody else. Rows of a tile lie side by side in the cache, or
 each half of them in a page; both are copied in words of 16 bytes. Bytes beyond the end arrive as zeros.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 from turbocode.kernels import _ptx
 from turbocode.kernels._cuda import at, device, types
@@ -29,7 +29,6 @@ def tile_copier(row_bytes: int, tile: int, is_late: bool) -> Any:
     """copy(stage, first, second, n_bytes, lane): the halves of a tile at two global addresses.
 
     is_late : rows may begin up to 14 bytes behind the address
-
     first, second : multiples of 16; the second is where the second half would begin if it followed the first, so that
     both are equal for rows that lie side by side; n_bytes : int32, up to the end of the rows that are there
     """
@@ -55,3 +54,55 @@ def tile_copier(row_bytes: int, tile: int, is_late: bool) -> Any:
                     _ptx.copy_async(at(stage, uint32(word * uint32(WORD))), base + uint64(word * uint32(WORD)), count)
 
     return copy
+
+
+class RowFetch(NamedTuple):
+    """side : (rows, stride by sequence or page, stride by head, pages, their stride, log2 of a page's tokens), uint64
+
+    fetch(stage, token, stop, lane, seq, head, side) : start copying the tile from `token` on, of which tokens before
+        `stop` are there; none if token is none of them
+    lateness(seq, head, side) : bytes by which the rows of a head begin behind a multiple of 16
+    """
+
+    fetch: Any
+    lateness: Any
+
+
+@functools.cache
+def row_fetch(row_bytes: int, tile: int, is_paged: bool, is_late: bool) -> RowFetch:
+    """The functions for rows of row_bytes bytes, in pages or a head's all side by side."""
+    copy = tile_copier(row_bytes, tile, is_late)
+
+    @device
+    def address(token: Any, seq: Any, head: Any, side: Any) -> Any:
+        row, within = uint64(seq), uint64(token)
+        if is_paged:
+            page_log2 = uint32(side[5])
+            entry = uint64(seq) * side[4] + uint64(uint32(token >> page_log2))
+            row = uint64(_ptx.load_u32(side[3] + entry * uint64(4)))
+            within = uint64(uint32(token & uint32(uint32(uint32(1) << page_log2) - uint32(1))))
+        return side[0] + (row * side[1] + uint64(head) * side[2] + within * uint64(row_bytes))
+
+    @device
+    def fetch(stage: Any, token: Any, stop: Any, lane: Any, seq: Any, head: Any, side: Any) -> None:
+        if token < stop:
+            a = address(token, seq, head, side)
+            b = a
+            if is_paged and uint32(token + uint32(HALF_TILE)) < stop:
+                half = uint32(token + uint32(HALF_TILE))
+                b = address(half, seq, head, side) - uint64(HALF_TILE * row_bytes)
+            n_bytes = int32(int32(stop - token) * int32(row_bytes))
+            if is_late:
+                late = uint32(a & uint64(WORD - 1))
+                a, b = a - uint64(late), b - uint64(late)
+                n_bytes = int32(n_bytes + int32(late))
+            copy(stage, a, b, n_bytes, lane)
+
+    @device
+    def lateness(seq: Any, head: Any, side: Any) -> Any:
+        late = uint32(0)
+        if is_late:
+            late = uint32((side[0] + (uint64(seq) * side[1] + uint64(head) * side[2])) & uint64(WORD - 1))
+        return late
+
+    return RowFetch(fetch, lateness)

@@ -31,8 +31,8 @@ class ValueSums(NamedTuple):
     """sums : float32 numbers of a lane and a column tile; places : words that say where a lane reads
 
     start(late, lane, places) : set places uint32 for tiles whose first row begins `late` bytes behind their address
-    add(number) -> function(tile, places, table, place, weights, o) : add the products of tokens 16 number to
-        16 number + 15 to o float32 (sums tiles,); weights uint32 (2 blocks tiles,) are the lane's parts of the weights
+    add(tile, places, table, place, weights, o) : add the products to o float32 (sums tiles,); weights uint32 (halves, 2
+        blocks tiles) are the lane's parts of the weights of 16 tokens each
     """
 
     sums: int
@@ -51,8 +51,8 @@ def sum_channels(head_dim: int, form: BlockFormat) -> NDArray[np.intp]:
 
 
 @functools.cache
-def value_sums(form: BlockFormat, head_dim: int, lookup: Lookup, n_column_tiles: int) -> ValueSums:
-    """The functions for rows of head_dim values."""
+def value_sums(form: BlockFormat, head_dim: int, lookup: Lookup, n_column_tiles: int, tile_tokens: int) -> ValueSums:
+    """The functions for rows of head_dim values and tiles of tile_tokens tokens."""
     n_blocks, block_bytes = head_dim // form.values_per_block, form.bytes_per_block
     row_bytes = form.bytes_per_vector(head_dim)
     read = reading(form, LANES, lookup)
@@ -62,24 +62,25 @@ def value_sums(form: BlockFormat, head_dim: int, lookup: Lookup, n_column_tiles:
     n_sums = 4 * n_steps * n_blocks
     n_places = read.places
 
-    def step(block: int, number: int) -> Any:
+    def step(block: int, half: int, number: int) -> Any:
         first, second = read.both(2 * number), read.both(2 * number + 1)
         base = 4 * (n_steps * block + number)
+        first_weight = 2 * n_blocks * n_column_tiles * half
 
         @device
         def multiply(near: Any, far: Any, table: Any, place: Any, weights: Any, o: Any) -> None:
             a0, a1 = first(near, table, place), second(near, table, place)
             a2, a3 = first(far, table, place), second(far, table, place)
             for n in range(n_column_tiles):
-                v, w = n_sums * n + base, 2 * (n_column_tiles * block + n)
+                v, w = n_sums * n + base, first_weight + 2 * (n_column_tiles * block + n)
                 d = _ptx.multiply_halves(a0, a1, a2, a3, weights[w], weights[w + 1], o[v], o[v + 1], o[v + 2], o[v + 3])
                 o[v], o[v + 1], o[v + 2], o[v + 3] = d[0], d[1], d[2], d[3]
 
         return multiply
 
-    def of_block(block: int, number: int) -> Any:
-        products = in_turn([step(block, j) for j in range(n_steps)])
-        offset, eight, even = number * HALF_TILE * row_bytes, 8 * row_bytes, per_block * block
+    def of_block(block: int, half: int) -> Any:
+        products = in_turn([step(block, half, j) for j in range(n_steps)])
+        offset, eight, even = half * HALF_TILE * row_bytes, 8 * row_bytes, per_block * block
         odd = even + n_places
 
         @device
@@ -104,7 +105,5 @@ def value_sums(form: BlockFormat, head_dim: int, lookup: Lookup, n_column_tiles:
                 row = uint32(late + uint32(uint32(token + uint32(odd)) * uint32(row_bytes)))
                 begin(uint32(row + uint32(block * block_bytes)), part, places, per_block * block + n_places * odd)
 
-    def add_half(number: int) -> Any:
-        return in_turn([of_block(block, number) for block in range(n_blocks)])
-
-    return ValueSums(n_sums, per_block * n_blocks, start, add_half)
+    add = in_turn([of_block(block, half) for half in range(tile_tokens // HALF_TILE) for block in range(n_blocks)])
+    return ValueSums(n_sums, per_block * n_blocks, start, add)

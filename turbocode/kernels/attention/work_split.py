@@ -19,16 +19,15 @@ int32, uint32, uint64 = types.int32, types.uint32, types.uint64
 
 
 class WorkSplit(NamedTuple):
-    """All functions are called by whole warps; seen : what decides on the tokens that a sequence's rows see
+    """All functions are called by whole warps.
 
-    range_of(seq, seen...) -> (begin, end, units) int32: tokens that any row sees, begin a multiple of the tile, and the
-        units of each head, at least one
-    total(n_seqs, heads, lane, seen...) -> units of all sequences
-    locate(unit, n_seqs, heads, lane, seen...) -> (seq, units of the sequence before it, begin, end, units)
+    seen : what decides on the tokens that rows see: (last_token, n_rows, first_token, n_tokens, window), uint64
+    survey(n_seqs, heads, lane, seen) -> (units of all, what `locate` goes on with)
+    locate(unit, survey, n_seqs, heads, lane, seen) -> (seq, units before it, begin, end, units of each of its heads):
+        tokens from begin, a multiple of the tile, to end are seen by some row
     """
 
-    range_of: Any
-    total: Any
+    survey: Any
     locate: Any
 
 
@@ -44,41 +43,39 @@ def block_of(unit: Any, n_units: Any, n_blocks: Any) -> Any:
     return uint32((uint64(uint32(unit + uint32(1))) * uint64(n_blocks) - uint64(1)) // uint64(n_units))
 
 
+@device
+def seen_by(row: Any, seq: Any, seen: Any) -> Any:
+    """(last, oldest) int32: the tokens of the cache that a row sees; last is -1 and less if there are none."""
+    address = seen[0] + uint64(uint32(uint32(uint32(seq) * uint32(seen[1])) + uint32(row))) * uint64(4)
+    last = int32(int32(_ptx.load_u32(address)) - int32(seen[2]))
+    oldest = int32(0)
+    if seen[4] != uint64(0):
+        oldest = max(int32(last + int32(int32(1) - int32(seen[4]))), int32(0))
+    return min(last, int32(int32(seen[3]) - int32(1))), oldest
+
+
 @functools.cache
 def work_split(chunk: int, tile: int) -> WorkSplit:
     """The functions for units of `chunk` tokens."""
 
     @device
-    def range_of(seq: Any, last_token: Any, n_rows: Any, first_token: Any, n_tokens: Any, window: Any) -> Any:
-        end, begin = int32(0), int32(n_tokens)
+    def of_seq(seq: Any, n_seqs: Any, seen: Any) -> Any:
+        end, begin = int32(0), int32(seen[3])
+        near = uint32(min(uint32(seq), uint32(n_seqs - uint64(1))))
         row = uint32(0)
-        while row < uint32(n_rows):
-            address = last_token + uint64(uint32(uint32(seq * uint32(n_rows)) + row)) * uint64(4)
-            stop = int32(int32(_ptx.load_u32(address)) + int32(1) - int32(first_token))
-            end = max(end, stop)
-            oldest = int32(0)
-            if window != uint64(0):
-                oldest = max(int32(stop - int32(window)), int32(0))
-            if stop > int32(0):
+        while row < uint32(seen[1]):
+            last, oldest = seen_by(row, near, seen)
+            end = max(end, int32(last + int32(1)))
+            if last >= int32(0):
                 begin = min(begin, oldest)
             row = uint32(row + uint32(1))
-        end = min(end, int32(n_tokens))
         begin = int32(begin - int32(begin % int32(tile)))
         if begin >= end:
             begin = end = int32(0)
         units = max(int32(1), int32(int32(int32(end - begin) + int32(chunk - 1)) // int32(chunk)))
-        return begin, end, units
-
-    @device
-    def of_lane(
-        seq: Any, n_seqs: Any, last_token: Any, n_rows: Any, first_token: Any, n_tokens: Any, window: Any
-    ) -> Any:
-        begin, end, units = range_of(
-            uint32(min(uint32(seq), uint32(n_seqs - uint64(1)))), last_token, n_rows, first_token, n_tokens, window
-        )
         if seq >= n_seqs:
             units = int32(0)
-        return begin, end, units
+        return begin, end, uint32(units)
 
     @device
     def added_up(value: Any, lane: Any) -> Any:
@@ -90,53 +87,35 @@ def work_split(chunk: int, tile: int) -> WorkSplit:
         return value
 
     @device
-    def total(
-        n_seqs: Any,
-        heads: Any,
-        lane: Any,
-        last_token: Any,
-        n_rows: Any,
-        first_token: Any,
-        n_tokens: Any,
-        window: Any,
-    ) -> Any:
-        found, base = uint32(0), uint32(0)
+    def survey(n_seqs: Any, heads: Any, lane: Any, seen: Any) -> Any:
+        begin, end, units = of_seq(lane, n_seqs, seen)
+        sums = added_up(uint32(units * uint32(heads)), lane)
+        found = uint32(_ptx.shuffle_index(sums, uint32(31)))
+        base = uint32(WARP)
         while base < n_seqs:
-            _, _, units = of_lane(uint32(base + lane), n_seqs, last_token, n_rows, first_token, n_tokens, window)
-            sums = added_up(uint32(units), lane)
-            found = uint32(found + uint32(_ptx.shuffle_index(sums, uint32(31)) * uint32(heads)))
+            _, _, more = of_seq(uint32(base + lane), n_seqs, seen)
+            found = uint32(found + _ptx.shuffle_index(added_up(uint32(more * uint32(heads)), lane), uint32(31)))
             base = uint32(base + uint32(WARP))
-        return found
+        return found, begin, end, units, sums
 
     @device
-    def locate(
-        unit: Any,
-        n_seqs: Any,
-        heads: Any,
-        lane: Any,
-        last_token: Any,
-        n_rows: Any,
-        first_token: Any,
-        n_tokens: Any,
-        window: Any,
-    ) -> Any:
-        done, base = uint32(0), uint32(0)
-        while True:
-            begin, end, units = of_lane(uint32(base + lane), n_seqs, last_token, n_rows, first_token, n_tokens, window)
-            mine = uint32(uint32(units) * uint32(heads))
-            sums = uint32(done + added_up(mine, lane))
+    def locate(unit: Any, surveyed: Any, n_seqs: Any, heads: Any, lane: Any, seen: Any) -> Any:
+        _, begin, end, units, sums = surveyed  # of the first 32 sequences, mostly all
+        after = uint32(_ptx.shuffle_index(sums, uint32(31)))
+        base = uint32(0)
+        while unit >= after:
+            base = uint32(base + uint32(WARP))
+            begin, end, units = of_seq(uint32(base + lane), n_seqs, seen)
+            sums = uint32(after + added_up(uint32(units * uint32(heads)), lane))
             after = uint32(_ptx.shuffle_index(sums, uint32(31)))
-            if unit < after:
-                break
-            done, base = after, uint32(base + uint32(WARP))
-        before = _ptx.count_bits(_ptx.lanes_where(uint32(1 if sums <= unit else 0)))
-        start = _ptx.shuffle_index(uint32(sums - mine), uint32(before))
+        number = _ptx.count_bits(_ptx.lanes_where(uint32(1 if sums <= unit else 0)))
+        before = _ptx.shuffle_index(uint32(sums - uint32(units * uint32(heads))), uint32(number))
         return (
-            uint32(base + uint32(before)),
-            uint32(start),
-            int32(_ptx.shuffle_index(uint32(begin), uint32(before))),
-            int32(_ptx.shuffle_index(uint32(end), uint32(before))),
-            uint32(_ptx.shuffle_index(uint32(units), uint32(before))),
+            uint32(base + uint32(number)),
+            uint32(before),
+            int32(_ptx.shuffle_index(uint32(begin), uint32(number))),
+            int32(_ptx.shuffle_index(uint32(end), uint32(number))),
+            uint32(_ptx.shuffle_index(units, uint32(number))),
         )
 
-    return WorkSplit(range_of, total, locate)
+    return WorkSplit(survey, locate)
