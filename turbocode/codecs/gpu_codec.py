@@ -40,13 +40,14 @@ class GpuCodec:
         unrotated = rotation_for(form.group_size, "none")
         for head in range(max(1, len(codec.codebooks))):
             centroids, boundaries = codec.tables(head)
+            is_fast = False
             if form.is_trellis:
                 table, choose = centroids, trellis.encode_choice if is_exact else trellis.fast_encode_choice
             else:
-                table = scalar.scalar_table(centroids, boundaries)
                 is_fast = not is_exact and form.has_codebook and is_symmetric(centroids, boundaries)
+                table = (scalar.fast_table if is_fast else scalar.scalar_table)(centroids, boundaries)
                 choose = scalar.fast_encode_choice if is_fast else scalar.encode_choice
-            choose_decoder = scalar.decode_choice if is_exact else scalar.fast_decode_choice
+            choose_decoder = scalar.fast_decode_choice if is_fast else scalar.decode_choice
             self._encoders.append(scalar.Encoder(form, rotation, table, mode, choose))
             self._decoders.append(scalar.Decoder(form, rotation, table, choose_decoder))
             self._rotated.append(scalar.Decoder(form, unrotated, table))

@@ -62,6 +62,8 @@ if IS_SIMULATED:
     types: Any = _simulator.types
     collective: Any = _simulator.collective
     define_collective: Any = _simulator.define_collective
+    copy_later: Any = _simulator.copy_later
+    wait_for_copies: Any = _simulator.wait_for_copies
 
     def kernel(**options: Any) -> Any:
         """Decorator of kernels; compiler options mean nothing here."""
@@ -87,7 +89,7 @@ else:
 
     cuda = numba.cuda
     types = numba.core.types
-    collective = None  # of the simulator, as the next
+    collective = copy_later = wait_for_copies = None  # of the simulator, as the next
 
     def define_collective(name: str, meaning: Any) -> None:
         """Nothing to do without the simulator."""

@@ -236,7 +236,7 @@ def launch(
     is_persistent : blocks go through all work together, so that no more are started than run at once
     """
     if IS_SIMULATED:
-        kernel.launch(grid, threads, *args)
+        kernel.launch(1 if is_persistent else grid, threads, *args)
         return
     found = _loaded.get((kernel, device))
     if found is None:

@@ -74,6 +74,10 @@ def _u32(value: Any) -> np.uint32:
     return np.uint32(int(value) & 0xFFFFFFFF)
 
 
+def _pair(low: Any, high: Any) -> int:
+    return int(low) | int(high) << 32
+
+
 # Bit patterns.
 float_bits = instruction("mov.b32 $0, $1;", u32, (f32,), lambda x: _bits(x, np.uint32, np.float32))
 float_from_bits = instruction("mov.b32 $0, $1;", f32, (u32,), lambda x: _bits(_u32(x), np.float32, np.uint32))
@@ -110,6 +114,21 @@ pack_bfloats = instruction(
 )
 
 
+def _extreme(operation: Callable[..., Any]) -> Callable[..., int]:
+    def compute(a: Any, b: Any) -> int:
+        left, right = (np.array([int(x) & 0xFFFF, int(x) >> 16], np.uint16).view(np.float16) for x in (a, b))
+        found = operation(left, right).view(np.uint16)
+        found = np.where(np.isnan(left) | np.isnan(right), np.uint16(0x7FFF), found)
+        return int(found[0]) | int(found[1]) << 16
+
+    return compute
+
+
+# Of both halves; NaN where either is NaN.
+max_halves = instruction("max.NaN.f16x2 $0, $1, $2;", u32, (u32, u32), _extreme(np.maximum))
+min_halves = instruction("min.NaN.f16x2 $0, $1, $2;", u32, (u32, u32), _extreme(np.minimum))
+
+
 # Arithmetic that the compiler neither fuses nor reorders.
 def _rounded(operation: Callable[..., Any]) -> Callable[..., np.float32]:
     def compute(*args: Any) -> np.float32:
@@ -122,6 +141,16 @@ def _rounded(operation: Callable[..., Any]) -> Callable[..., np.float32]:
 add = instruction("add.rn.f32 $0, $1, $2;", f32, (f32, f32), _rounded(lambda a, b: a + b))
 subtract = instruction("sub.rn.f32 $0, $1, $2;", f32, (f32, f32), _rounded(lambda a, b: a - b))
 multiply = instruction("mul.rn.f32 $0, $1, $2;", f32, (f32, f32), _rounded(lambda a, b: a * b))
+
+
+def _toward_zero(a: Any, b: Any) -> np.float32:
+    exact = np.float64(np.float32(a)) + np.float64(np.float32(b))
+    near = np.float32(exact)
+    return np.nextafter(near, np.float32(0)) if abs(np.float64(near)) > abs(exact) else near
+
+
+add_toward_zero = instruction("add.rz.f32 $0, $1, $2;", f32, (f32, f32), _toward_zero)
+minimum = instruction("min.f32 $0, $1, $2;", f32, (f32, f32), _rounded(np.fmin))
 divide = instruction("div.rn.f32 $0, $1, $2;", f32, (f32, f32), _rounded(lambda a, b: a / b))
 square_root = instruction("sqrt.rn.f32 $0, $1;", f32, (f32,), _rounded(np.sqrt))
 multiply_add = instruction(
@@ -174,6 +203,12 @@ stream_u32x4 = instruction(
     (u64,),
     _load_words(4),
 )
+# 16 bytes from global to shared memory, on their way until `wait_for_copies`; a lane sees its own copies then, those of
+# others after a barrier.
+copy_later = instruction(
+    "cp.async.cg.shared.global [$0], [$1], 16;", None, (u32, u64), _cuda.copy_later, touches_memory=True
+)
+wait_for_copies = instruction("cp.async.wait_all;", None, (), _cuda.wait_for_copies, touches_memory=True)
 store_u8 = instruction(
     "{.reg .u16 t; cvt.u16.u32 t, $1; st.global.u8 [$0], t;}",
     None,
@@ -212,6 +247,10 @@ shuffle_index = instruction(
 shuffle_index_f32 = instruction(
     "shfl.sync.idx.b32 $0, $1, $2, 0x1f, 0xffffffff;", f32, (f32, u32), _collective("index"), is_collective=True
 )
+# Itself, in a way that the compiler cannot see through: it stays in its register instead of being worked out again.
+anchored = instruction(
+    "shfl.sync.bfly.b32 $0, $1, 0, 0x1f, 0xffffffff;", u32, (u32,), lambda value: value, is_collective=True
+)
 any_lane = instruction(
     "{.reg .pred p, q; setp.ne.u32 p, $1, 0; vote.sync.any.pred q, p, 0xffffffff; selp.u32 $0, 1, 0, q;}",
     u32,
@@ -224,22 +263,28 @@ sync_warp = instruction(
 )
 
 
-# Tensor cores: D (16 x 8) = A (16 x 16, rows) B (16 x 8, columns) + C, float32 sums of float16 or bfloat16 products.
-# Lane 4 g + t holds parts of rows g and g + 8 of A, of column g of B (PTX ISA, section 9.7.14).
+# Tensor cores: D (16 x 8) = A (16 x k, rows) B (k x 8, columns) + C, float32 sums of float16 or bfloat16 products; k is
+# 16, or 8 for the `short` ones. Lane 4 g + t holds parts of rows g and g + 8 of A, of column g of B (PTX ISA, section
+# 9.7.14).
 def _fragment(words: list[int], convert: Callable[[int], np.float32]) -> list[np.float32]:
     return [convert(word >> shift & 0xFFFF) for word in words for shift in (0, 16)]
 
 
-def _multiply_matrices(convert: Callable[[int], np.float32]) -> Callable[[list[Any]], list[Any]]:
+def _multiply_matrices(convert: Callable[[int], np.float32], k: int) -> Callable[[list[Any]], list[Any]]:
+    n = k // 8
+
     def meaning(args: list[Any]) -> list[Any]:
-        a, b, c = np.zeros((16, 16)), np.zeros((16, 8)), np.zeros((16, 8))
+        a, b, c = np.zeros((16, k)), np.zeros((k, 8)), np.zeros((16, 8))
         for lane, values in enumerate(args):
             g, t = divmod(lane, 4)
-            left, right = (_fragment([int(w) for w in part], convert) for part in (values[:4], values[4:6]))
-            for row, column, first in ((g, 2 * t, 0), (g + 8, 2 * t, 2), (g, 2 * t + 8, 4), (g + 8, 2 * t + 8, 6)):
-                a[row, column : column + 2] = left[first : first + 2]
-            b[2 * t : 2 * t + 2, g], b[2 * t + 8 : 2 * t + 10, g] = right[:2], right[2:]
-            c[g, 2 * t : 2 * t + 2], c[g + 8, 2 * t : 2 * t + 2] = values[6:8], values[8:10]
+            left, right = (
+                _fragment([int(w) for w in part], convert) for part in (values[: 2 * n], values[2 * n : 3 * n])
+            )
+            for half in range(n):
+                column = 2 * t + 8 * half
+                a[g, column : column + 2], a[g + 8, column : column + 2] = np.reshape(left, (n, 2, 2))[half]
+                b[column : column + 2, g] = right[2 * half : 2 * half + 2]
+            c[g, 2 * t : 2 * t + 2], c[g + 8, 2 * t : 2 * t + 2] = np.reshape(values[3 * n :], (2, 2))
         d = (a @ b + c).astype(np.float32)
         return [(*d[lane // 4, 2 * (lane % 4) :][:2], *d[lane // 4 + 8, 2 * (lane % 4) :][:2]) for lane in range(32)]
 
@@ -254,18 +299,37 @@ def _bfloat_value(bits: int) -> np.float32:
     return np.uint32(bits << 16).view(np.float32)
 
 
-_MMA = (
+_LONG = (
     "mma.sync.aligned.m16n8k16.row.col.f32.{0}.{0}.f32 "
     "{{$0,$1,$2,$3}}, {{$4,$5,$6,$7}}, {{$8,$9}}, {{$10,$11,$12,$13}};"
 )
-_cuda.define_collective("multiply_halves", _multiply_matrices(_half_value))
-_cuda.define_collective("multiply_bfloats", _multiply_matrices(_bfloat_value))
-multiply_halves = instruction(
-    _MMA.format("f16"), (f32,) * 4, (u32,) * 6 + (f32,) * 4, _collective("multiply_halves"), is_collective=True
-)
-multiply_bfloats = instruction(
-    _MMA.format("bf16"), (f32,) * 4, (u32,) * 6 + (f32,) * 4, _collective("multiply_bfloats"), is_collective=True
-)
+_SHORT = "mma.sync.aligned.m16n8k8.row.col.f32.{0}.{0}.f32 {{$0,$1,$2,$3}}, {{$4,$5}}, {{$6}}, {{$7,$8,$9,$10}};"
+
+
+def _product(name: str, convert: Callable[[int], np.float32], ptx: str, k: int) -> Any:
+    _cuda.define_collective(name, _multiply_matrices(convert, k))
+    return instruction(ptx, (f32,) * 4, (u32,) * (3 * k // 8) + (f32,) * 4, _collective(name), is_collective=True)
+
+
+multiply_halves = _product("multiply_halves", _half_value, _LONG.format("f16"), 16)
+multiply_bfloats = _product("multiply_bfloats", _bfloat_value, _LONG.format("bf16"), 16)
+multiply_short_halves = _product("multiply_short_halves", _half_value, _SHORT.format("f16"), 8)
+multiply_short_bfloats = _product("multiply_short_bfloats", _bfloat_value, _SHORT.format("bf16"), 8)
+
+
+def bitwise(function: Callable[[int, int, int], int]) -> Any:
+    """A device function of three uint32 that does in one instruction what `function` does with each of their bits."""
+    table = function(0xF0, 0xCC, 0xAA) & 0xFF
+    return instruction(
+        f"lop3.b32 $0, $1, $2, $3, {table};",
+        u32,
+        (u32,) * 3,
+        lambda a, b, c: function(int(a), int(b), int(c)) & 0xFFFFFFFF,
+    )
+
+
+exclusive_or = bitwise(lambda a, b, c: a ^ b ^ c)
+choose_bits = bitwise(lambda mask, a, b: (mask & a) | (~mask & b))
 select_bytes = instruction(
     "prmt.b32 $0, $1, $2, $3;",
     u32,
@@ -278,6 +342,16 @@ shift_right_signed = instruction(
     "shr.s32 $0, $1, $2;", u32, (u32, u32), lambda a, n: _u32(((int(a) ^ 1 << 31) - (1 << 31)) >> int(n)).item()
 )
 count_bits = instruction("popc.b32 $0, $1;", u32, (u32,), lambda a: int(a).bit_count())
+# The upper, the lower half of (high, low) shifted left, right by n < 32.
+funnel_left = instruction(
+    "shf.l.wrap.b32 $0, $1, $2, $3;",
+    u32,
+    (u32,) * 3,
+    lambda low, high, n: _u32(_pair(low, high) << int(n) >> 32).item(),
+)
+funnel_right = instruction(
+    "shf.r.wrap.b32 $0, $1, $2, $3;", u32, (u32,) * 3, lambda low, high, n: _u32(_pair(low, high) >> int(n)).item()
+)
 
 # Shared memory, by the 32-bit addresses that `_cuda.shared_address` gives.
 load_shared_u8 = instruction(

@@ -33,9 +33,13 @@ class Deadlock(RuntimeError):
 
 
 class _Thread(greenlet):
-    """wants : what it waits for: (kind, where, argument); answer : what it is told when it goes on"""
+    """wants : what it waits for: (kind, where, argument); answer : what it is told when it goes on
+
+    copies : (target, source) of 16 bytes each that are on their way to shared memory
+    """
 
     index: int
+    copies: list[tuple[Any, Any]]
     block: _Block
     wants: tuple[str, str, Any] | None
     answer: Any
@@ -50,7 +54,7 @@ class _Block:
         self.threads = []
         for index in range(threads):
             thread = _Thread(function, hub)
-            thread.index, thread.block, thread.wants, thread.answer = index, self, None, None
+            thread.index, thread.block, thread.wants, thread.answer, thread.copies = index, self, None, None, []
             self.threads.append(thread)
 
     def run(self) -> None:
@@ -117,6 +121,19 @@ def _wait(kind: str, argument: Any = None) -> Any:
 def collective(name: str, args: tuple[Any, ...]) -> Any:
     """What the lanes of a warp find out together."""
     return _wait(name, args)
+
+
+def copy_later(target: Any, source: Any) -> None:
+    """Note a copy of 16 bytes; it is made when the thread waits for its copies, not before."""
+    getcurrent().copies.append((target, source))
+
+
+def wait_for_copies() -> None:
+    """Make the copies that the thread has noted."""
+    copies = getcurrent().copies
+    for target, source in copies:
+        target.write(np.uint32, source.read(np.uint32, 4))
+    copies.clear()
 
 
 def _array(shape: int, dtype: Any) -> Any:

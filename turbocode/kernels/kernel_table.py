@@ -198,14 +198,19 @@ def _decoders() -> Iterator[KernelEntry]:
             n,
             64,
         )
-    for type_name, value_type in _TYPES.items():
-        variant = _decode_variant("turbo4", 128, value_type)
+    fast = [
+        *((name, "fp16") for name in ("turbo2", "turbo3", "turbo4", "turbo3_0")),
+        ("turbo3", "bf16"),
+        ("turbo3", "fp32"),
+    ]
+    for name, type_name in fast:
+        variant = _decode_variant(name, 128, _TYPES[type_name])
         yield KernelEntry(
-            f"fast decode turbo4 128 {type_name}",
+            f"fast decode {name} 128 {type_name}",
             lambda v=variant: decode_tensor.decode_kernel(v)[0],  # type: ignore[misc]
             n,
-            128,
-            (_WIDE_STORE, _TENSOR, _EXCHANGE),
+            80,
+            (_WIDE_STORE, _TENSOR),
         )
 
 
