@@ -127,6 +127,12 @@ def _extreme(operation: Callable[..., Any]) -> Callable[..., int]:
 # Of both halves; NaN where either is NaN.
 max_halves = instruction("max.NaN.f16x2 $0, $1, $2;", u32, (u32, u32), _extreme(np.maximum))
 min_halves = instruction("min.NaN.f16x2 $0, $1, $2;", u32, (u32, u32), _extreme(np.minimum))
+max_sizes = instruction(
+    "{.reg .b32 a, b; abs.f16x2 a, $1; abs.f16x2 b, $2; max.NaN.f16x2 $0, a, b;}",
+    u32,
+    (u32, u32),
+    _extreme(lambda a, b: np.maximum(abs(a), abs(b))),
+)
 
 
 # Arithmetic that the compiler neither fuses nor reorders.
@@ -251,6 +257,10 @@ shuffle_index_f32 = instruction(
 anchored = instruction(
     "shfl.sync.bfly.b32 $0, $1, 0, 0x1f, 0xffffffff;", u32, (u32,), lambda value: value, is_collective=True
 )
+# A number that is the same in all lanes, so that the compiler knows: what depends on it does not divide the warp.
+uniform = instruction(
+    "shfl.sync.idx.b32 $0, $1, 0, 0x1f, 0xffffffff;", u32, (u32,), lambda value: value, is_collective=True
+)
 any_lane = instruction(
     "{.reg .pred p, q; setp.ne.u32 p, $1, 0; vote.sync.any.pred q, p, 0xffffffff; selp.u32 $0, 1, 0, q;}",
     u32,
@@ -330,13 +340,19 @@ def bitwise(function: Callable[[int, int, int], int]) -> Any:
 
 exclusive_or = bitwise(lambda a, b, c: a ^ b ^ c)
 choose_bits = bitwise(lambda mask, a, b: (mask & a) | (~mask & b))
+
+
+def _selected(pair: int, which: int) -> int:
+    byte = pair >> 8 * (which & 7) & 0xFF
+    return (0xFF if byte & 0x80 else 0) if which & 8 else byte
+
+
+# Four of eight bytes; with 8 added to its number, the sign of a byte instead: 0 or 255.
 select_bytes = instruction(
     "prmt.b32 $0, $1, $2, $3;",
     u32,
     (u32, u32, u32),
-    lambda a, b, which: sum(
-        ((int(a) | int(b) << 32) >> 8 * (int(which) >> 4 * i & 7) & 0xFF) << 8 * i for i in range(4)
-    ),
+    lambda a, b, which: sum(_selected(_pair(a, b), int(which) >> 4 * i & 15) << 8 * i for i in range(4)),
 )
 shift_right_signed = instruction(
     "shr.s32 $0, $1, $2;", u32, (u32, u32), lambda a, n: _u32(((int(a) ^ 1 << 31) - (1 << 31)) >> int(n)).item()

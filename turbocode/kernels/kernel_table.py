@@ -18,6 +18,7 @@ from turbocode.kernels.scalar import (
     decode_lanes,
     decode_shared,
     decode_tensor,
+    encode_ggml,
     encode_lanes,
     encode_shared,
     encode_tensor,
@@ -33,7 +34,7 @@ from turbocode.kernels.trellis.trellis import Trellis
 
 ARCHITECTURES = ((8, 0), (9, 0), (12, 0))
 _WIDE_LOAD, _WIDE_STORE, _EXCHANGE, _TENSOR = r"LDG\.E\..*128", r"STG\.E\..*128", r"SHFL", r"HMMA"
-_SHARED_LOAD = r"LDS\.128"
+_SHARED_LOAD, _ASYNCHRONOUS_COPY = r"LDS\.128", r"LDGSTS\.E.*128"
 _TYPES = {"fp16": FLOAT16, "bf16": BFLOAT16, "fp32": FLOAT32}
 
 
@@ -109,6 +110,15 @@ def _encoders() -> Iterator[KernelEntry]:
             n,
             255 if name == "turbo4" else 128,
             (_WIDE_LOAD,),
+        )
+    for name in ("q8_0", "q4_0"):
+        variant = _encode_variant(name, 128, FLOAT16)
+        yield KernelEntry(
+            f"packed encode {name} 128 fp16",
+            lambda v=variant: encode_ggml.encode_kernel(v)[0],  # type: ignore[misc]
+            n,
+            64,
+            (_WIDE_STORE, _ASYNCHRONOUS_COPY, r"HMNMX2"),
         )
     for name, head_dim in (("turbo3", 96), ("turbo4", 80), ("q8_0", 96), ("q4_0", 96)):
         variant = _encode_variant(name, head_dim, FLOAT16, is_measured=True)

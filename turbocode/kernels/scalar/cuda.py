@@ -34,6 +34,7 @@ from turbocode.kernels.scalar import (
     decode_lanes,
     decode_shared,
     decode_tensor,
+    encode_ggml,
     encode_lanes,
     encode_shared,
     encode_tensor,
@@ -51,6 +52,8 @@ KernelChoice = Callable[[EncodeVariant], tuple[Any, int, int]]
 
 def encode_choice(variant: EncodeVariant) -> tuple[Any, int, int]:
     """The scalar encoder for a variant whose blocks are the CPU's."""
+    if encode_ggml.can_encode(variant):
+        return (*encode_ggml.encode_kernel(variant), encode_ggml.THREADS)
     if is_power_of_two(variant.block_format.group_size):
         return (*encode_lanes.encode_kernel(variant), encode_lanes.THREADS)
     return (*encode_shared.encode_kernel(variant), encode_shared.THREADS)

@@ -173,7 +173,7 @@ def decode_kernel(variant: DecodeVariant) -> tuple[Any, int]:
         thread = _ptx.anchored(uint32(cuda.threadIdx.x))
         lane = uint32(thread & uint32(31))
         t, row = uint32(lane & uint32(3)), uint32(lane >> uint32(2))
-        warp = uint32(thread // uint32(32))
+        warp = _ptx.uniform(uint32(thread // uint32(32)))
         mine = _ptx.anchored(shared_address(tiles, uint32(warp * uint32(2 * tile // 4))))
         first = uint32(uint32(uint32(cuda.blockIdx.x) * uint32(n_warps) + warp) * uint32(GROUPS))
         last = uint32(n_groups - uint64(1))

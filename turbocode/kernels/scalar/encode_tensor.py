@@ -200,7 +200,7 @@ def encode_kernel(variant: EncodeVariant) -> tuple[Any, int]:
         thread = _ptx.anchored(uint32(cuda.threadIdx.x))
         lane = uint32(thread & uint32(31))
         t, row = uint32(lane & uint32(3)), uint32(lane >> uint32(2))
-        warp = uint32(thread // uint32(32))
+        warp = _ptx.uniform(uint32(thread // uint32(32)))
         mine = _ptx.anchored(shared_address(tiles, uint32(warp * uint32(tile // 4))))
         slot = at(shared_address(slots, uint32(warp * uint32(2 * slot_bytes // 4))), uint32(lane * uint32(16)))
         slot = _ptx.anchored(slot)
