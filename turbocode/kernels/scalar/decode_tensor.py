@@ -87,15 +87,17 @@ def _wide_storer(n_values: int, group_size: int) -> Any:
     flip, put = lanes_for(group_size).flip, storer(FLOAT32, LANES, n_values)
 
     @device
+    def two(d: Any, v: Any, factor: Any) -> None:
+        low, high = d[v], d[v + 2] * factor
+        d[v], d[v + 2] = _ptx.multiply_add(low, factor, high), _ptx.multiply_add(low, factor, -high)
+
+    @device
     def store(address: Any, d: Any, factor: Any, mask: Any) -> None:
-        r = cuda.local.array(n_values, float32)
         for quad in range(n_values // 4):
-            for e in range(2):
-                v = 4 * quad + e
-                low, high = d[v], d[v + 2] * factor
-                r[v], r[v + 2] = _ptx.multiply_add(low, factor, high), _ptx.multiply_add(low, factor, -high)
-        flip(r, mask)
-        put(address, r)
+            two(d, 4 * quad, factor)
+            two(d, 4 * quad + 1, factor)
+        flip(d, mask)
+        put(address, d)
 
     return store
 

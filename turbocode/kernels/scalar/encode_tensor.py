@@ -32,7 +32,7 @@ from turbocode.kernels.scalar.tile import tile_bytes, tile_writer
 from turbocode.kernels.vectors import group_address
 
 THREADS = 128
-BLOCKS_PER_MULTIPROCESSOR = 6
+BLOCKS_PER_MULTIPROCESSOR = 5
 
 float32, uint32, uint64 = types.float32, types.uint32, types.uint64
 _ZERO, _ONE = np.float32(0.0), np.float32(1.0)
@@ -78,22 +78,40 @@ def _rescuer(n_values: int, group_size: int) -> Any:
     return rescue
 
 
-def _producer(indices: Any, n_values: int, half: int, root: np.float32) -> Any:
+def _producer(indices: Any, n_chunks: int, half: int, root: np.float32) -> Any:
     """product(d, words, short, table): the lane's part of <u, c>, where short is 1 / |x|."""
     index = indices.index
 
     @device
+    def one(size: Any, i: Any, table: Any, total: Any) -> Any:
+        upper = i if i >= uint32(half) else uint32(uint32(2 * half - 1) - i)  # c has the sign of u
+        c = _ptx.load_f32(table + uint64(uint32(4) * uint32(uint32(CENTROIDS_AT) + upper)))
+        return _ptx.multiply_add(abs(size), c, total)
+
+    def quad(number: int) -> Any:
+        v = 4 * number
+
+        @device
+        def four(d: Any, words: Any, table: Any, total: Any) -> Any:
+            total = one(d[v] + d[v + 2], index(words, v), table, total)
+            total = one(d[v + 1] + d[v + 3], index(words, v + 1), table, total)
+            total = one(d[v] - d[v + 2], index(words, v + 2), table, total)
+            return one(d[v + 1] - d[v + 3], index(words, v + 3), table, total)
+
+        return four if number < 2 * n_chunks else nothing
+
+    @device
+    def nothing(d: Any, words: Any, table: Any, total: Any) -> Any:
+        return total
+
+    q0, q1, q2, q3, q4, q5, q6, q7 = (quad(number) for number in range(8))
+
+    @device
     def product(d: Any, words: Any, short: Any, table: Any) -> Any:
-        total = _ZERO
-        for v in range(n_values):
-            quad, place = v // 4 * 4, v % 4
-            low, high = d[quad + place % 2], d[quad + 2 + place % 2]
-            size = abs(low + high) if place < 2 else abs(low - high)
-            i = index(words, v)
-            upper = i if i >= uint32(half) else uint32(uint32(2 * half - 1) - i)  # c has the sign of u
-            c = _ptx.load_f32(table + uint64(uint32(4) * uint32(uint32(CENTROIDS_AT) + upper)))
-            total = _ptx.multiply_add(size, c, total)
-        return total * (short * root)
+        total = q1(d, words, table, q0(d, words, table, _ZERO))
+        total = q3(d, words, table, q2(d, words, table, total))
+        total = q5(d, words, table, q4(d, words, table, total))
+        return q7(d, words, table, q6(d, words, table, total)) * (short * root)
 
     return product
 
@@ -128,7 +146,7 @@ def encode_kernel(variant: EncodeVariant) -> tuple[Any, int]:
     prepare, find, spot, put = indices.prepare, indices.find, indices.spot, indices.put
     n_blocks, block_bytes = form.blocks_per_group, form.bytes_per_block
     rescue = _rescuer(n_values, g)
-    product = _producer(indices, n_values, 1 << (form.bits - 1), root)
+    product = _producer(indices, n_chunks, 1 << (form.bits - 1), root)
 
     @device
     def over_lanes(value: Any) -> Any:

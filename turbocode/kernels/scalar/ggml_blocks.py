@@ -1,7 +1,7 @@
 """Blocks of q8_0 and q4_0 from float16 values, packed two to a register: the CPU's bytes with fewer instructions.
 
 Lane t of a group's four holds a quarter of each block and works out the scale of block t. Extremes are found on packed
-float16; quotients are corrected reciprocals, which tests/kernels/test_ggml_blocks.py shows to be exact for every
+float16; quotients are corrected reciprocals, which tests/simulated/test_ggml_blocks.py shows to be exact for every
 float16; a number comes to lie in a byte of its own by the sum with one that has its lowest bit eight places below.
 """
 
