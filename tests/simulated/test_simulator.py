@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from turbocode.kernels import _ptx
+from turbocode.kernels import _ptx, _ptx_matrices
 from turbocode.kernels._cuda import Address, at, cuda, kernel, shared_address, types
 from turbocode.kernels._simulator import Deadlock
 
@@ -72,7 +72,7 @@ def test_misaligned_and_outside_access(byte: int) -> None:
 def test_tensor_cores_multiply(k: int, rng: np.random.Generator) -> None:
     a, b = (rng.integers(-8, 8, shape).astype(np.float16) for shape in ((16, k), (k, 8)))
     c, d = np.ones((16, 8), np.float32), np.zeros((16, 8), np.float32)
-    product = _ptx.multiply_halves if k == 16 else _ptx.multiply_short_halves
+    product = _ptx_matrices.multiply_halves if k == 16 else _ptx_matrices.multiply_short_halves
 
     @kernel()
     def multiply(left: Any, right: Any, start: Any, target: Any) -> None:

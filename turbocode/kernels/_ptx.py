@@ -237,21 +237,22 @@ store_u32x4 = instruction(
 
 
 # What the lanes of a warp tell each other. The simulator puts its own answer into `_cuda.collective`.
-def _collective(name: str) -> Callable[..., Any]:
+def collective_meaning(name: str) -> Callable[..., Any]:
+    """The meaning of an instruction that the simulator settles for all lanes of a warp."""
     return lambda *args: _cuda.collective(name, args)
 
 
 shuffle_xor = instruction(
-    "shfl.sync.bfly.b32 $0, $1, $2, 0x1f, 0xffffffff;", u32, (u32, u32), _collective("xor"), is_collective=True
+    "shfl.sync.bfly.b32 $0, $1, $2, 0x1f, 0xffffffff;", u32, (u32, u32), collective_meaning("xor"), is_collective=True
 )
 shuffle_xor_f32 = instruction(
-    "shfl.sync.bfly.b32 $0, $1, $2, 0x1f, 0xffffffff;", f32, (f32, u32), _collective("xor"), is_collective=True
+    "shfl.sync.bfly.b32 $0, $1, $2, 0x1f, 0xffffffff;", f32, (f32, u32), collective_meaning("xor"), is_collective=True
 )
 shuffle_index = instruction(
-    "shfl.sync.idx.b32 $0, $1, $2, 0x1f, 0xffffffff;", u32, (u32, u32), _collective("index"), is_collective=True
+    "shfl.sync.idx.b32 $0, $1, $2, 0x1f, 0xffffffff;", u32, (u32, u32), collective_meaning("index"), is_collective=True
 )
 shuffle_index_f32 = instruction(
-    "shfl.sync.idx.b32 $0, $1, $2, 0x1f, 0xffffffff;", f32, (f32, u32), _collective("index"), is_collective=True
+    "shfl.sync.idx.b32 $0, $1, $2, 0x1f, 0xffffffff;", f32, (f32, u32), collective_meaning("index"), is_collective=True
 )
 # Itself, in a way that the compiler cannot see through: it stays in its register instead of being worked out again.
 anchored = instruction(
@@ -265,66 +266,12 @@ any_lane = instruction(
     "{.reg .pred p, q; setp.ne.u32 p, $1, 0; vote.sync.any.pred q, p, 0xffffffff; selp.u32 $0, 1, 0, q;}",
     u32,
     (u32,),
-    _collective("any"),
+    collective_meaning("any"),
     is_collective=True,
 )
 sync_warp = instruction(
-    "bar.warp.sync 0xffffffff;", None, (), _collective("sync"), touches_memory=True, is_collective=True
+    "bar.warp.sync 0xffffffff;", None, (), collective_meaning("sync"), touches_memory=True, is_collective=True
 )
-
-
-# Tensor cores: D (16 x 8) = A (16 x k, rows) B (k x 8, columns) + C, float32 sums of float16 or bfloat16 products; k is
-# 16, or 8 for the `short` ones. Lane 4 g + t holds parts of rows g and g + 8 of A, of column g of B (PTX ISA, section
-# 9.7.14).
-def _fragment(words: list[int], convert: Callable[[int], np.float32]) -> list[np.float32]:
-    return [convert(word >> shift & 0xFFFF) for word in words for shift in (0, 16)]
-
-
-def _multiply_matrices(convert: Callable[[int], np.float32], k: int) -> Callable[[list[Any]], list[Any]]:
-    n = k // 8
-
-    def meaning(args: list[Any]) -> list[Any]:
-        a, b, c = np.zeros((16, k)), np.zeros((k, 8)), np.zeros((16, 8))
-        for lane, values in enumerate(args):
-            g, t = divmod(lane, 4)
-            left, right = (
-                _fragment([int(w) for w in part], convert) for part in (values[: 2 * n], values[2 * n : 3 * n])
-            )
-            for half in range(n):
-                column = 2 * t + 8 * half
-                a[g, column : column + 2], a[g + 8, column : column + 2] = np.reshape(left, (n, 2, 2))[half]
-                b[column : column + 2, g] = right[2 * half : 2 * half + 2]
-            c[g, 2 * t : 2 * t + 2], c[g + 8, 2 * t : 2 * t + 2] = np.reshape(values[3 * n :], (2, 2))
-        d = (a @ b + c).astype(np.float32)
-        return [(*d[lane // 4, 2 * (lane % 4) :][:2], *d[lane // 4 + 8, 2 * (lane % 4) :][:2]) for lane in range(32)]
-
-    return meaning
-
-
-def _half_value(bits: int) -> np.float32:
-    return np.float32(np.uint16(bits).view(np.float16))
-
-
-def _bfloat_value(bits: int) -> np.float32:
-    return np.uint32(bits << 16).view(np.float32)
-
-
-_LONG = (
-    "mma.sync.aligned.m16n8k16.row.col.f32.{0}.{0}.f32 "
-    "{{$0,$1,$2,$3}}, {{$4,$5,$6,$7}}, {{$8,$9}}, {{$10,$11,$12,$13}};"
-)
-_SHORT = "mma.sync.aligned.m16n8k8.row.col.f32.{0}.{0}.f32 {{$0,$1,$2,$3}}, {{$4,$5}}, {{$6}}, {{$7,$8,$9,$10}};"
-
-
-def _product(name: str, convert: Callable[[int], np.float32], ptx: str, k: int) -> Any:
-    _cuda.define_collective(name, _multiply_matrices(convert, k))
-    return instruction(ptx, (f32,) * 4, (u32,) * (3 * k // 8) + (f32,) * 4, _collective(name), is_collective=True)
-
-
-multiply_halves = _product("multiply_halves", _half_value, _LONG.format("f16"), 16)
-multiply_bfloats = _product("multiply_bfloats", _bfloat_value, _LONG.format("bf16"), 16)
-multiply_short_halves = _product("multiply_short_halves", _half_value, _SHORT.format("f16"), 8)
-multiply_short_bfloats = _product("multiply_short_bfloats", _bfloat_value, _SHORT.format("bf16"), 8)
 
 
 def bitwise(function: Callable[[int, int, int], int]) -> Any:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from turbocode.kernels import _ptx
+from turbocode.kernels import _ptx, _ptx_matrices
 from turbocode.kernels._cuda import device, types
 from turbocode.kernels.fwht.lanes import BFLOAT16, CHUNK
 
@@ -81,7 +81,7 @@ def tensor_lanes(group_size: int, value_type: int) -> TensorLanes:
 
 def _transformer(n_chunks: int, value_type: int) -> Any:
     """`transform` of TensorLanes. Outputs that begin with the same sums share them: 22 products for four chunks."""
-    multiply = _ptx.multiply_bfloats if value_type == BFLOAT16 else _ptx.multiply_halves
+    multiply = _ptx_matrices.multiply_bfloats if value_type == BFLOAT16 else _ptx_matrices.multiply_halves
 
     @device
     def step(words: Any, columns: Any, i: Any, column: Any, d: Any) -> Any:
@@ -134,7 +134,7 @@ def _squarer(n_chunks: int, value_type: int) -> Any:
     Of rows times columns that are the same rows again, the diagonal is the squares; two registers, of rows g and g + 8,
     take two products. The four sums stay apart: a shorter chain, and fewer additions that the tensor cores cut off.
     """
-    multiply = _ptx.multiply_short_bfloats if value_type == BFLOAT16 else _ptx.multiply_short_halves
+    multiply = _ptx_matrices.multiply_short_bfloats if value_type == BFLOAT16 else _ptx_matrices.multiply_short_halves
 
     @device
     def step(words: Any, w: Any, column: Any, d: Any) -> Any:
