@@ -55,7 +55,7 @@ def coding(name: str, head_dim: int, gpu: Gpu, rng: np.random.Generator) -> None
         gpu.wait()
         assert (found != expected).any(axis=-1).mean() <= (0 if is_exact else 0.05), name
         assert (part[:, :, 2:] == found[:, :, :14]).all(), name
-        np.testing.assert_allclose(decoded, codec.decode(found), rtol=0, atol=1e-5)
+        np.testing.assert_allclose(decoded, codec.decode(found), rtol=0, atol=1e-5 if is_exact else 5e-4)
 
 
 def rotating(group_size: int, gpu: Gpu, rng: np.random.Generator) -> None:

@@ -300,7 +300,10 @@ def test_more_than_two_to_the_31_values(is_exact: bool, gpu: Any, rng: np.random
     expected = GpuCodec(codec).encode(up(gpu, last), stream=gpu.stream)
     np.testing.assert_array_equal(down(gpu, tail), down(gpu, expected))
     np.testing.assert_allclose(
-        down(gpu, tail_back).astype(np.float32), codec.decode(down(gpu, expected)), rtol=2**-10, atol=1e-6
+        down(gpu, tail_back).astype(np.float32),
+        codec.decode(down(gpu, expected)),
+        rtol=2**-10,
+        atol=1e-6 if is_exact else 1e-3,
     )
 
 

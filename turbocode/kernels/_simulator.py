@@ -151,7 +151,7 @@ def local_array(shape: int, dtype: Any) -> Any:
     return _aligned(shape, _NUMPY[dtype])
 
 
-def _shared_array(shape: int, dtype: Any) -> Any:
+def _shared_array(shape: int, dtype: Any, alignment: int = 16) -> Any:
     frame = sys._getframe(1)
     block = getcurrent().block
     where = (frame.f_code, frame.f_lasti)

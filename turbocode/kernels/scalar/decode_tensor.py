@@ -164,9 +164,9 @@ def decode_kernel(variant: DecodeVariant) -> tuple[Any, int]:
         capacity: Any,
         starts: Any,
     ) -> None:
-        pairs = cuda.shared.array(n_pairs, uint32)
-        tiles = cuda.shared.array(n_tiles, uint32)
-        kept_masks = cuda.shared.array(n_masks, uint32)
+        pairs = cuda.shared.array(n_pairs, uint32, alignment=16)
+        tiles = cuda.shared.array(n_tiles, uint32, alignment=16)
+        kept_masks = cuda.shared.array(n_masks, uint32, alignment=16)
         words = cuda.local.array(n_words, uint32)
         masks = cuda.local.array(n_words, uint32)
         mirror = cuda.local.array(n_chunks, uint32)

@@ -75,8 +75,8 @@ def encode_kernel(variant: EncodeVariant) -> tuple[Any, int]:
         capacity: Any,
         starts: Any,
     ) -> None:
-        slots = cuda.shared.array(n_slots, uint32)
-        tiles = cuda.shared.array(n_tiles, uint32)
+        slots = cuda.shared.array(n_slots, uint32, alignment=16)
+        tiles = cuda.shared.array(n_tiles, uint32, alignment=16)
         words = cuda.local.array(n_words, uint32)
         thread = _ptx.anchored(uint32(cuda.threadIdx.x))
         lane = uint32(thread & uint32(31))

@@ -207,9 +207,9 @@ def encode_kernel(variant: EncodeVariant) -> tuple[Any, int]:
         capacity: Any,
         starts: Any,
     ) -> None:
-        slots = cuda.shared.array(n_slots, uint32)
-        tiles = cuda.shared.array(n_tiles, uint32)
-        masks = cuda.shared.array(n_masks, uint32)
+        slots = cuda.shared.array(n_slots, uint32, alignment=16)
+        tiles = cuda.shared.array(n_tiles, uint32, alignment=16)
+        masks = cuda.shared.array(n_masks, uint32, alignment=16)
         words = cuda.local.array(n_words, uint32)
         mirror = cuda.local.array(n_found, uint32)
         columns = cuda.local.array(8, uint32)
