@@ -34,6 +34,7 @@ def test_default_trellises_need_at_most_8_kib_a_group() -> None:
     from turbocode.codecs import make_codec
     from turbocode.kernels.trellis import Trellis
     from turbocode.kernels.trellis.search_lanes import lane_search
+    from turbocode.kernels.trellis.tensor_layout import GROUPS, layout
 
     for name in ("trellis1", "trellis2", "trellis3", "trellis4", "turbo1_tcq", "turbo2_tcq", "turbo3_tcq"):
         form = make_codec(name, 128).block_format
@@ -43,6 +44,7 @@ def test_default_trellises_need_at_most_8_kib_a_group() -> None:
             ENTRIES[f"encode {name} 128 fp16"].make(), ENTRIES[f"encode {name} 128 fp16"].n_args, (9, 0)
         )
         assert code.shared / found.per_block <= 8192, name
+        assert layout(trellis, 128).n_bytes / GROUPS <= 8192, name
 
 
 def test_the_document_names_every_kernel() -> None:

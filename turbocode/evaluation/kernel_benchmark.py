@@ -174,6 +174,8 @@ def _coders(memory: _Memory, codecs: Sequence[str]) -> Iterator[Case]:
                 n_bytes,
                 n_values,
             )
+            if is_exact and is_trellis:
+                yield from _placements(codec, blocks, y, n_bytes, n_values, stream)
             if is_exact or not is_trellis:
                 yield Case(
                     f"decode {name} {kind}",
@@ -181,6 +183,23 @@ def _coders(memory: _Memory, codecs: Sequence[str]) -> Iterator[Case]:
                     n_bytes,
                     n_values,
                 )
+
+
+def _placements(codec: Any, blocks: Any, y: Any, n_bytes: int, n_values: int, stream: int) -> Iterator[Case]:
+    """Decoding a trellis with its table elsewhere than in shared memory, where it is by default."""
+    from turbocode.kernels.scalar.cuda import Decoder
+    from turbocode.kernels.scalar.decode_lanes import Placement
+    from turbocode.kernels.trellis.cuda import decode_choice
+
+    table = codec.tables(0)[0]
+    for placement, where in ((Placement.CACHED, "the cache"), (Placement.CONSTANT, "constant memory")):
+        decoder = Decoder(codec.block_format, codec.rotation, table, decode_choice(placement, table))
+        yield Case(
+            f"decode {codec.name} exact, table in {where}",
+            lambda decoder=decoder: decoder(blocks, out=y, stream=stream),  # type: ignore[misc]
+            n_bytes,
+            n_values,
+        )
 
 
 def _rivals(memory: _Memory) -> Iterator[Case]:
@@ -255,5 +274,5 @@ def _host_seconds(work: Callable[[], Any], wait: Callable[[], None]) -> float:
 def n_cases(codecs: Sequence[str]) -> int:
     """How many kernels `benchmark_kernels` times, for a progress bar."""
     formats = [make_codec(name, 128).block_format for name in codecs]
-    counts = [3 if form.is_trellis else 4 if form.has_codebook else 2 for form in formats]
+    counts = [5 if form.is_trellis else 4 if form.has_codebook else 2 for form in formats]
     return len(_VALUE_BYTES) * len(FWHT_SIZES) + sum(counts)

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from turbocode.errors import DeviceError
+
 if not hasattr(np, "row_stack"):
     np.row_stack = np.vstack  # numba-cuda 0.30 asks for it; NumPy 2.5 dropped it
 os.environ.setdefault("NUMBA_CUDA_LOW_OCCUPANCY_WARNINGS", "0")
@@ -38,6 +40,17 @@ class Address:
 
     __radd__ = __add__
 
+    def __sub__(self, n_bytes: Any) -> Address:
+        return Address(self.memory, self.offset - int(n_bytes))
+
+    def __and__(self, mask: Any) -> int:
+        return (int(self.memory.ctypes.data) + self.offset) & int(mask)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Address) and self.memory is other.memory and self.offset == other.offset
+
+    __hash__ = None  # type: ignore[assignment]
+
     def _part(self, dtype: Any, count: int) -> Any:
         size = np.dtype(dtype).itemsize * count
         if self.offset < 0 or self.offset + size > len(self.memory):
@@ -63,6 +76,7 @@ if IS_SIMULATED:
     collective: Any = _simulator.collective
     define_collective: Any = _simulator.define_collective
     copy_later: Any = _simulator.copy_later
+    close_copies: Any = _simulator.close_copies
     wait_for_copies: Any = _simulator.wait_for_copies
 
     def kernel(**options: Any) -> Any:
@@ -89,7 +103,7 @@ else:
 
     cuda = numba.cuda
     types = numba.core.types
-    collective = copy_later = wait_for_copies = None  # of the simulator, as the next
+    collective = copy_later = close_copies = wait_for_copies = None  # of the simulator, as the next
 
     def define_collective(name: str, meaning: Any) -> None:
         """Nothing to do without the simulator."""
@@ -136,13 +150,46 @@ def signature(n_args: int) -> Any:
     return (types.uint64,) * n_args
 
 
-def load_kernel(dispatcher: Any, n_args: int, device_number: int) -> Any:
-    """The driver's handle of a decorated function, compiled for the device and loaded there."""
+_modules: list[Any] = []  # stay loaded
+
+
+def _load_cubin(name: str, cubin: bytes) -> Any:
+    """The driver's handle of a function of the machine code, loaded into the current context."""
     from cuda.bindings import driver
 
-    with cuda.gpus[device_number]:
-        function = dispatcher.compile(signature(n_args))._codelibrary.get_cufunc()
-        return driver.CUfunction(int(function.handle))
+    status, module = driver.cuModuleLoadData(cubin)
+    if status:
+        raise DeviceError(f"the CUDA driver refused a compiled kernel: {status.name}", hint="see nvidia-smi")
+    _modules.append(module)
+    status, function = driver.cuModuleGetFunction(module, name.encode())
+    if status:
+        raise DeviceError(f"the CUDA driver did not find a compiled kernel: {status.name}", hint="see nvidia-smi")
+    return function
+
+
+def load_kernel(dispatcher: Any, n_args: int, device_number: int, shared_bytes: int = 0) -> Any:
+    """The driver's handle of a decorated function, compiled for the device and loaded there.
+
+    shared_bytes : of dynamic shared memory that launches will ask for; beyond 48 KiB the driver wants to be told
+    """
+    from cuda.bindings import driver
+
+    from turbocode.kernels import _kernel_cache
+
+    with cuda.gpus[device_number] as context:
+        capability = tuple(context.device.compute_capability)
+        key = _kernel_cache.key_of(dispatcher, n_args, capability)
+        found = _kernel_cache.find(key) if key else None
+        if found is None:
+            code = dispatcher.compile(signature(n_args))._codelibrary
+            found = code._entry_name, bytes(code.get_cubin().code)
+            if key:
+                _kernel_cache.keep(key, *found)
+        function = _load_cubin(*found)
+        attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        if shared_bytes:
+            driver.cuFuncSetAttribute(function, attribute, shared_bytes)
+        return function
 
 
 @functools.cache
@@ -156,17 +203,32 @@ def make_current(device_number: int) -> None:
     cuda.select_device(device_number)
 
 
-def resident_blocks(function: Any, threads: int, device_number: int) -> int:
+def resident_blocks(function: Any, threads: int, device_number: int, shared_bytes: int = 0) -> int:
     """Blocks of a loaded kernel that the device runs at once."""
     from cuda.bindings import driver
 
     with cuda.gpus[device_number]:
-        _, per_multiprocessor = driver.cuOccupancyMaxActiveBlocksPerMultiprocessor(function, threads, 0)
+        _, per_multiprocessor = driver.cuOccupancyMaxActiveBlocksPerMultiprocessor(function, threads, shared_bytes)
         return max(1, int(per_multiprocessor)) * multiprocessors()
+
+
+def compile_ahead(dispatcher: Any, n_args: int, compute_capability: tuple[int, int]) -> bool:
+    """Put a kernel for GPUs of a compute capability into the cache, if it is not there; whether it can be."""
+    from turbocode.kernels import _kernel_cache
+
+    key = _kernel_cache.key_of(dispatcher, n_args, compute_capability)
+    if key and not _kernel_cache.find(key):
+        cubin, _, name = _compiled(dispatcher, n_args, compute_capability)
+        _kernel_cache.keep(key, name, cubin)
+    return key is not None
 
 
 def compiled_code(dispatcher: Any, n_args: int, compute_capability: tuple[int, int]) -> tuple[bytes, str]:
     """(cubin, the compiler's report) of a decorated function, for a GPU that need not be there."""
+    return _compiled(dispatcher, n_args, compute_capability)[:2]
+
+
+def _compiled(dispatcher: Any, n_args: int, compute_capability: tuple[int, int]) -> tuple[bytes, str, str]:
     from types import SimpleNamespace
 
     import numba.cuda.dispatcher as dispatching
@@ -191,7 +253,20 @@ def compiled_code(dispatcher: Any, n_args: int, compute_capability: tuple[int, i
         compiled = dispatching._Kernel(dispatcher.py_func, signature(n_args), **options)
         full = (*compute_capability, "a" if compute_capability >= (9, 0) else "")
         cubin = compiled._codelibrary.get_cubin(cc=full)
-        return bytes(cubin.code), str(compiled._codelibrary.get_linkerinfo(full))
+        library = compiled._codelibrary
+        return bytes(cubin.code), str(library.get_linkerinfo(full)), str(library._entry_name)
     finally:
         dispatching.get_current_device, devices.get_context = asked
         driver._Linker._get_linker_options = options_of
+
+
+@functools.cache
+def shared_limits(device_number: int) -> tuple[int, int]:
+    """(bytes of shared memory that a block may ask for, that a multiprocessor has)."""
+    if IS_SIMULATED:
+        return 227 << 10, 228 << 10
+    device = cuda.gpus[device_number]
+    return (
+        int(device.MAX_SHARED_MEMORY_PER_BLOCK_OPTIN),
+        int(device.MAX_SHARED_MEMORY_PER_MULTIPROCESSOR),
+    )

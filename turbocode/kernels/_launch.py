@@ -228,27 +228,47 @@ def _parameters(args: tuple[int, ...]) -> int:
     return int(buffers[2])
 
 
+def _load(kernel: Any, n_args: int, threads: int, device: int, shared_bytes: int) -> tuple[Any, int]:
+    found = _loaded.get((kernel, device))
+    if found is None:
+        function = load_kernel(kernel, n_args, device, shared_bytes)
+        found = _loaded[kernel, device] = function, resident_blocks(function, threads, device, shared_bytes)
+    return found
+
+
+def resident(kernel: Any, n_args: int, threads: int, device: int, shared_bytes: int = 0) -> int:
+    """Blocks of a kernel that the device runs at once; the kernel is compiled if it is new there."""
+    return 1 if IS_SIMULATED else _load(kernel, n_args, threads, device, shared_bytes)[1]
+
+
 def launch(
-    kernel: Any, grid: int, threads: int, device: int, stream: int, args: tuple[Any, ...], is_persistent: bool = False
+    kernel: Any,
+    grid: int,
+    threads: int,
+    device: int,
+    stream: int,
+    args: tuple[Any, ...],
+    is_persistent: bool = False,
+    shared_bytes: int = 0,
 ) -> None:
     """Start a kernel, whose arguments are addresses and counts, compiling it for the device if it is new there.
 
     is_persistent : blocks go through all work together, so that no more are started than run at once
+    shared_bytes : dynamic shared memory of a block, the same on every launch of the kernel
     """
     if IS_SIMULATED:
-        kernel.launch(1 if is_persistent else grid, threads, *args)
+        kernel.launch(1 if is_persistent else grid, threads, *args, shared_bytes=shared_bytes)
         return
-    found = _loaded.get((kernel, device))
-    if found is None:
-        function = load_kernel(kernel, len(args), device)
-        found = _loaded[kernel, device] = function, resident_blocks(function, threads, device)
-    function, resident = found
-    if is_persistent and grid > resident:
-        grid = resident
+    function, at_once = _load(kernel, len(args), threads, device, shared_bytes)
+    if is_persistent and grid > at_once:
+        grid = at_once
     if n_devices() > 1 or not hasattr(_thread, "has_context"):
         make_current(device)
         _thread.has_context = True
-    status = _driver().cuLaunchKernel(function, grid, 1, 1, threads, 1, 1, 0, _stream(stream), _parameters(args), 0)[0]
+    parameters = _parameters(args)
+    status = _driver().cuLaunchKernel(
+        function, grid, 1, 1, threads, 1, 1, shared_bytes, _stream(stream), parameters, 0
+    )[0]
     if status:
         raise DeviceError(f"the CUDA driver refused to start a kernel: {status.name}", hint="see nvidia-smi")
 

@@ -63,7 +63,9 @@ def instruction(
     names = ", ".join(["typingctx", *(f"a{i}" for i in range(len(takes)))])
     scope: dict[str, Any] = {"answer": (result(*takes), generate)}
     exec(f"def typing({names}):\n    return answer", scope)
-    return intrinsic(scope["typing"])
+    found = intrinsic(scope["typing"])
+    found.ptx = ptx, constraints, str(result), touches_memory, is_collective  # what it is, for _kernel_cache.py
+    return found
 
 
 def _bits(value: Any, dtype: type, of: type) -> Any:
@@ -72,10 +74,6 @@ def _bits(value: Any, dtype: type, of: type) -> Any:
 
 def _u32(value: Any) -> np.uint32:
     return np.uint32(int(value) & 0xFFFFFFFF)
-
-
-def _pair(low: Any, high: Any) -> int:
-    return int(low) | int(high) << 32
 
 
 # Bit patterns.
@@ -111,27 +109,6 @@ def _to_bfloat(value: Any) -> int:
 
 pack_bfloats = instruction(
     "cvt.rn.bf16x2.f32 $0, $2, $1;", u32, (f32, f32), lambda low, high: _u32(_to_bfloat(low) | _to_bfloat(high) << 16)
-)
-
-
-def _extreme(operation: Callable[..., Any]) -> Callable[..., int]:
-    def compute(a: Any, b: Any) -> int:
-        left, right = (np.array([int(x) & 0xFFFF, int(x) >> 16], np.uint16).view(np.float16) for x in (a, b))
-        found = operation(left, right).view(np.uint16)
-        found = np.where(np.isnan(left) | np.isnan(right), np.uint16(0x7FFF), found)
-        return int(found[0]) | int(found[1]) << 16
-
-    return compute
-
-
-# Of both halves; NaN where either is NaN.
-max_halves = instruction("max.NaN.f16x2 $0, $1, $2;", u32, (u32, u32), _extreme(np.maximum))
-min_halves = instruction("min.NaN.f16x2 $0, $1, $2;", u32, (u32, u32), _extreme(np.minimum))
-max_sizes = instruction(
-    "{.reg .b32 a, b; abs.f16x2 a, $1; abs.f16x2 b, $2; max.NaN.f16x2 $0, a, b;}",
-    u32,
-    (u32, u32),
-    _extreme(lambda a, b: np.maximum(abs(a), abs(b))),
 )
 
 
@@ -209,12 +186,6 @@ stream_u32x4 = instruction(
     (u64,),
     _load_words(4),
 )
-# 16 bytes from global to shared memory, on their way until `wait_for_copies`; a lane sees its own copies then, those of
-# others after a barrier.
-copy_later = instruction(
-    "cp.async.cg.shared.global [$0], [$1], 16;", None, (u32, u64), _cuda.copy_later, touches_memory=True
-)
-wait_for_copies = instruction("cp.async.wait_all;", None, (), _cuda.wait_for_copies, touches_memory=True)
 store_u8 = instruction(
     "{.reg .u16 t; cvt.u16.u32 t, $1; st.global.u8 [$0], t;}",
     None,
@@ -269,24 +240,16 @@ any_lane = instruction(
     collective_meaning("any"),
     is_collective=True,
 )
+lanes_where = instruction(
+    "{.reg .pred p; setp.ne.u32 p, $1, 0; vote.sync.ballot.b32 $0, p, 0xffffffff;}",
+    u32,
+    (u32,),
+    collective_meaning("ballot"),
+    is_collective=True,
+)
 sync_warp = instruction(
     "bar.warp.sync 0xffffffff;", None, (), collective_meaning("sync"), touches_memory=True, is_collective=True
 )
-
-
-def bitwise(function: Callable[[int, int, int], int]) -> Any:
-    """A device function of three uint32 that does in one instruction what `function` does with each of their bits."""
-    table = function(0xF0, 0xCC, 0xAA) & 0xFF
-    return instruction(
-        f"lop3.b32 $0, $1, $2, $3, {table};",
-        u32,
-        (u32,) * 3,
-        lambda a, b, c: function(int(a), int(b), int(c)) & 0xFFFFFFFF,
-    )
-
-
-exclusive_or = bitwise(lambda a, b, c: a ^ b ^ c)
-choose_bits = bitwise(lambda mask, a, b: (mask & a) | (~mask & b))
 
 
 def _selected(pair: int, which: int) -> int:
@@ -299,22 +262,19 @@ select_bytes = instruction(
     "prmt.b32 $0, $1, $2, $3;",
     u32,
     (u32, u32, u32),
-    lambda a, b, which: sum(_selected(_pair(a, b), int(which) >> 4 * i & 15) << 8 * i for i in range(4)),
+    lambda a, b, which: sum(_selected(int(a) | int(b) << 32, int(which) >> 4 * i & 15) << 8 * i for i in range(4)),
 )
 shift_right_signed = instruction(
     "shr.s32 $0, $1, $2;", u32, (u32, u32), lambda a, n: _u32(((int(a) ^ 1 << 31) - (1 << 31)) >> int(n)).item()
 )
-count_bits = instruction("popc.b32 $0, $1;", u32, (u32,), lambda a: int(a).bit_count())
-# The upper, the lower half of (high, low) shifted left, right by n < 32.
-funnel_left = instruction(
-    "shf.l.wrap.b32 $0, $1, $2, $3;",
+# The low word of the 64-bit number (high, low) shifted right by n.
+funnel_shift_right = instruction(
+    "shf.r.wrap.b32 $0, $1, $2, $3;",
     u32,
-    (u32,) * 3,
-    lambda low, high, n: _u32(_pair(low, high) << int(n) >> 32).item(),
+    (u32, u32, u32),
+    lambda low, high, n: _u32((int(high) << 32 | int(low)) >> (int(n) & 31)).item(),
 )
-funnel_right = instruction(
-    "shf.r.wrap.b32 $0, $1, $2, $3;", u32, (u32,) * 3, lambda low, high, n: _u32(_pair(low, high) >> int(n)).item()
-)
+count_bits = instruction("popc.b32 $0, $1;", u32, (u32,), lambda a: int(a).bit_count())
 
 # Shared memory, by the 32-bit addresses that `_cuda.shared_address` gives.
 load_shared_u8 = instruction(
@@ -341,6 +301,9 @@ store_shared_u16 = instruction(
 )
 store_shared_u32 = instruction("st.shared.u32 [$0], $1;", None, (u32, u32), _store(np.uint32), touches_memory=True)
 store_shared_f32 = instruction("st.shared.f32 [$0], $1;", None, (u32, f32), _store(np.float32), touches_memory=True)
+store_shared_u32x2 = instruction(
+    "st.shared.v2.u32 [$0], {$1, $2};", None, (u32, u32, u32), _store(np.uint32), touches_memory=True
+)
 load_shared_f32x4 = instruction(
     "ld.shared.v4.f32 {$0, $1, $2, $3}, [$4];",
     (f32,) * 4,
@@ -358,3 +321,72 @@ load_shared_u32x4 = instruction(
 store_shared_u32x4 = instruction(
     "st.shared.v4.u32 [$0], {$1, $2, $3, $4};", None, (u32, u32, u32, u32, u32), _store(np.uint32), touches_memory=True
 )
+
+
+# Copies from global to shared memory that go on while the thread does other things, 16 bytes each.
+def _copy_later(target: Any, source: Any, n_bytes: Any) -> None:
+    if target.offset % 16 or (source.memory.ctypes.data + source.offset) % 16:
+        raise IndexError("an asynchronous copy begins at no multiple of 16 bytes")
+    _cuda.copy_later(target, source, int(n_bytes), 16)
+
+
+copy_async = instruction(
+    "cp.async.cg.shared.global [$0], [$1], 16, $2;", None, (u32, u64, u32), _copy_later, touches_memory=True
+)
+copy_async_whole = instruction(
+    "cp.async.cg.shared.global [$0], [$1], 16;",
+    None,
+    (u32, u64),
+    lambda target, source: _copy_later(target, source, 16),
+    touches_memory=True,
+)
+close_copies = instruction("cp.async.commit_group;", None, (), lambda: _cuda.close_copies(), touches_memory=True)
+
+
+def wait_for_copies(n_left: int) -> Any:
+    """The instruction that waits until all closed groups of the thread's copies but the last n_left have arrived."""
+    return instruction(
+        f"cp.async.wait_group {n_left};", None, (), lambda: _cuda.wait_for_copies(n_left), touches_memory=True
+    )
+
+
+shift_right_wide = instruction(
+    "shf.r.wrap.b32 $0, $1, $2, $3;",
+    u32,
+    (u32, u32, u32),
+    lambda low, high, n: ((int(high) << 32 | int(low)) >> (int(n) & 31)) & 0xFFFFFFFF,
+)
+# 2**x to about 22 bits; subnormal numbers are 0.
+power_of_two = instruction("ex2.approx.ftz.f32 $0, $1;", f32, (f32,), _rounded(lambda a: np.exp2(np.float64(a))))
+logarithm_of_two = instruction("lg2.approx.ftz.f32 $0, $1;", f32, (f32,), _rounded(lambda a: np.log2(np.float64(a))))
+
+
+def _add_to(address: Any, value: Any) -> int:
+    old = int(address.read(np.uint32, 1)[0])
+    address.write(np.uint32, (old + int(value) & 0xFFFFFFFF,))
+    return old
+
+
+# What another block may have written: read past the first cache; and a fence that orders before it what came before.
+add_u32 = instruction("atom.global.add.u32 $0, [$1], $2;", u32, (u64, u32), _add_to, touches_memory=True)
+fence = instruction("fence.acq_rel.gpu;", None, (), lambda: None, touches_memory=True)
+load_f32_fresh = instruction("ld.global.cg.f32 $0, [$1];", f32, (u64,), _load(np.float32), touches_memory=True)
+load_f32x4_fresh = instruction(
+    "ld.global.cg.v4.f32 {$0, $1, $2, $3}, [$4];",
+    (f32,) * 4,
+    (u64,),
+    lambda a: tuple(a.read(np.float32, 4)),
+    touches_memory=True,
+)
+
+
+def _each_half(operation: Callable[..., Any]) -> Callable[..., Any]:
+    def compute(*words: Any) -> np.uint32:
+        halves = [[_half(int(word) >> shift) for word in words] for shift in (0, 16)]
+        low, high = (_to_half(operation(*of)) for of in halves)
+        return _u32(low | high << 16)
+
+    return compute
+
+
+subtract_halves = instruction("sub.rn.f16x2 $0, $1, $2;", u32, (u32, u32), _each_half(lambda a, b: a - b))

@@ -1,7 +1,7 @@
 """Products of small matrices on the tensor cores, which the lanes of a warp work out together.
 
 D (16 x 8) = A (16 x k, rows) B (k x 8, columns) + C, float32 sums of float16 or bfloat16 products; k is 16, or 8 for
-the `short` ones. Lane 4 g + t holds parts of rows g and g + 8 of A, of column g of B (PTX ISA, section 9.7.14).
+the `thin` ones. Lane 4 g + t holds parts of rows g and g + 8 of A, of column g of B (PTX ISA, section 9.7.14).
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _LONG = (
     "mma.sync.aligned.m16n8k16.row.col.f32.{0}.{0}.f32 "
     "{{$0,$1,$2,$3}}, {{$4,$5,$6,$7}}, {{$8,$9}}, {{$10,$11,$12,$13}};"
 )
-_SHORT = "mma.sync.aligned.m16n8k8.row.col.f32.{0}.{0}.f32 {{$0,$1,$2,$3}}, {{$4,$5}}, {{$6}}, {{$7,$8,$9,$10}};"
+_THIN = "mma.sync.aligned.m16n8k8.row.col.f32.{0}.{0}.f32 {{$0,$1,$2,$3}}, {{$4,$5}}, {{$6}}, {{$7,$8,$9,$10}};"
 
 
 def _product(name: str, convert: Callable[[int], np.float32], ptx: str, k: int) -> Any:
@@ -67,5 +67,18 @@ def _product(name: str, convert: Callable[[int], np.float32], ptx: str, k: int) 
 
 multiply_halves = _product("multiply_halves", _half_value, _LONG.format("f16"), 16)
 multiply_bfloats = _product("multiply_bfloats", _bfloat_value, _LONG.format("bf16"), 16)
-multiply_short_halves = _product("multiply_short_halves", _half_value, _SHORT.format("f16"), 8)
-multiply_short_bfloats = _product("multiply_short_bfloats", _bfloat_value, _SHORT.format("bf16"), 8)
+multiply_thin_halves = _product("multiply_thin_halves", _half_value, _THIN.format("f16"), 8)
+multiply_thin_bfloats = _product("multiply_thin_bfloats", _bfloat_value, _THIN.format("bf16"), 8)
+
+
+# 8 x 8 matrices of 16-bit numbers: lane 4 g + t holds columns 2 t and 2 t + 1 of row g.
+def _transpose(args: list[Any]) -> list[Any]:
+    words = np.array([[int(arg[0]) & 0xFFFF, int(arg[0]) >> 16] for arg in args], np.uint32)
+    turned = words.reshape(8, 8).T.reshape(32, 2)
+    return [int(low) | int(high) << 16 for low, high in turned]
+
+
+_cuda.define_collective("transpose", _transpose)
+transpose_halves = instruction(
+    "movmatrix.sync.aligned.m8n8.trans.b16 $0, $1;", u32, (u32,), collective_meaning("transpose"), is_collective=True
+)

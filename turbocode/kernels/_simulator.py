@@ -33,28 +33,35 @@ class Deadlock(RuntimeError):
 
 
 class _Thread(greenlet):
-    """wants : what it waits for: (kind, where, argument); answer : what it is told when it goes on
-
-    copies : (target, source) of 16 bytes each that are on their way to shared memory
-    """
+    """wants : what it waits for: (kind, where, argument); answer : what it is told when it goes on"""
 
     index: int
-    copies: list[tuple[Any, Any]]
     block: _Block
     wants: tuple[str, str, Any] | None
     answer: Any
+    copies: list[list[tuple[Any, Any, int, int]]]  # groups of asynchronous copies under way, the open one last
 
 
 class _Block:
-    def __init__(self, function: Callable[..., None], number: int, grid: int, threads: int, args: tuple[Any, ...]):
+    def __init__(
+        self,
+        function: Callable[..., None],
+        number: int,
+        grid: int,
+        threads: int,
+        args: tuple[Any, ...],
+        shared_bytes: int,
+    ):
         self.number, self.grid, self.size = number, grid, threads
         self.shared: dict[Any, Any] = {}
+        self.dynamic = _aligned(shared_bytes, np.uint8)
         self.args = args
         hub = getcurrent()
         self.threads = []
         for index in range(threads):
             thread = _Thread(function, hub)
-            thread.index, thread.block, thread.wants, thread.answer, thread.copies = index, self, None, None, []
+            thread.index, thread.block, thread.wants, thread.answer = index, self, None, None
+            thread.copies = [[]]
             self.threads.append(thread)
 
     def run(self) -> None:
@@ -100,6 +107,7 @@ _MEANING: dict[str, Callable[[list[Any]], list[Any]]] = {
     "xor": _exchange(lambda lane, mask: lane ^ mask),
     "index": _exchange(lambda lane, index: index & (WARP - 1)),
     "any": lambda args: [int(any(arg[0] for arg in args))] * WARP,
+    "ballot": lambda args: [sum(1 << lane for lane, arg in enumerate(args) if arg[0])] * WARP,
     "sync": lambda args: [None] * WARP,
 }
 
@@ -123,19 +131,6 @@ def collective(name: str, args: tuple[Any, ...]) -> Any:
     return _wait(name, args)
 
 
-def copy_later(target: Any, source: Any) -> None:
-    """Note a copy of 16 bytes; it is made when the thread waits for its copies, not before."""
-    getcurrent().copies.append((target, source))
-
-
-def wait_for_copies() -> None:
-    """Make the copies that the thread has noted."""
-    copies = getcurrent().copies
-    for target, source in copies:
-        target.write(np.uint32, source.read(np.uint32, 4))
-    copies.clear()
-
-
 def _array(shape: int, dtype: Any) -> Any:
     return np.full(shape * np.dtype(dtype).itemsize + 16, POISON, np.uint8)
 
@@ -151,9 +146,32 @@ def local_array(shape: int, dtype: Any) -> Any:
     return _aligned(shape, _NUMPY[dtype])
 
 
+def copy_later(target: Any, source: Any, n_bytes: int, size: int) -> None:
+    """cp.async: n_bytes from the address `source`, zeros up to `size`, arrive at `target` when they are waited for."""
+    getcurrent().copies[-1].append((target, source, n_bytes, size))
+
+
+def close_copies() -> None:
+    """cp.async.commit_group"""
+    getcurrent().copies.append([])
+
+
+def wait_for_copies(n_left: int) -> None:
+    """cp.async.wait_group: all closed groups but the last n_left arrive."""
+    copies = getcurrent().copies
+    while len(copies) - 1 > n_left:
+        for target, source, n_bytes, size in copies.pop(0):
+            found = np.zeros(size, np.uint8)
+            for byte in range(n_bytes):
+                found[byte] = (source + byte).read(np.uint8, 1)[0]
+            target.write(np.uint8, found)
+
+
 def _shared_array(shape: int, dtype: Any, alignment: int = 16) -> Any:
     frame = sys._getframe(1)
     block = getcurrent().block
+    if shape == 0:  # what the launch asks for
+        return block.dynamic.view(_NUMPY[dtype])
     where = (frame.f_code, frame.f_lasti)
     if where not in block.shared:
         block.shared[where] = _aligned(shape, _NUMPY[dtype])
@@ -225,8 +243,8 @@ class Kernel:
     def __init__(self, function: Callable[..., None]) -> None:
         self.py_func = function
 
-    def launch(self, grid: int, threads: int, *args: Any) -> None:
+    def launch(self, grid: int, threads: int, *args: Any, shared_bytes: int = 0) -> None:
         """Run all blocks, one after the other. Pointers are Address objects."""
         with np.errstate(all="ignore"):
             for number in range(grid):
-                _Block(self.py_func, number, grid, threads, args).run()
+                _Block(self.py_func, number, grid, threads, args, shared_bytes).run()

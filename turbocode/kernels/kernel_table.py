@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from turbocode.formats import block_format
 from turbocode.kernels.fwht import rotation_for
 from turbocode.kernels.fwht.lanes import BFLOAT16, FLOAT16, FLOAT32
@@ -23,13 +25,13 @@ from turbocode.kernels.scalar import (
     encode_shared,
     encode_tensor,
 )
-from turbocode.kernels.scalar.decode_lanes import DecodeVariant
+from turbocode.kernels.scalar.decode_lanes import DecodeVariant, Placement
 from turbocode.kernels.scalar.encode_lanes import EncodeVariant
 from turbocode.kernels.scalar.norm_mode import NormMode
 from turbocode.kernels.trellis import encode_kernel as trellis_encode
+from turbocode.kernels.trellis import encode_tensor as trellis_encode_tensor
 from turbocode.kernels.trellis.search_kernel import N_ARGS as N_SEARCH_ARGS
 from turbocode.kernels.trellis.search_kernel import search_kernel
-from turbocode.kernels.trellis.search_lanes import Arithmetic
 from turbocode.kernels.trellis.trellis import Trellis
 
 ARCHITECTURES = ((8, 0), (9, 0), (12, 0))
@@ -63,10 +65,10 @@ def _encode_variant(
     return EncodeVariant(form, rotation, mode, value_type, is_measured, is_strided, is_strided)
 
 
-def _decode_variant(name: str, head_dim: int, value_type: int, is_table_shared: bool = True) -> Any:
+def _decode_variant(name: str, head_dim: int, value_type: int, placement: Placement = Placement.SHARED) -> Any:
     form = block_format(name, head_dim)
     rotation = rotation_for(form.group_size, "signed" if form.has_codebook else "none")
-    return DecodeVariant(form, rotation, value_type, False, False, is_table_shared)
+    return DecodeVariant(form, rotation, value_type, False, False, placement)
 
 
 def _rotations() -> Iterator[KernelEntry]:
@@ -178,14 +180,18 @@ def _trellises() -> Iterator[KernelEntry]:
             128,
             (_SHARED_LOAD,),
         )
-    packed = _encode_variant("trellis3", 128, FLOAT16)
-    yield KernelEntry(
-        "fast encode trellis3 128 fp16",
-        lambda: trellis_encode.encode_kernel(packed, Arithmetic.PACKED)[0],
-        n,
-        128,
-        (_SHARED_LOAD, r"FFMA"),
-    )
+    for name, is_strided in (
+        *((name, False) for name in ("trellis1", "trellis2", "trellis3", "trellis4", "turbo3_tcq", "trellis2_l9")),
+        ("trellis3", True),
+    ):
+        variant = _encode_variant(name, 128, FLOAT16, is_strided=is_strided)
+        yield KernelEntry(
+            f"fast encode {name} 128 fp16" + (", strided" if is_strided else ""),
+            lambda v=variant: trellis_encode_tensor.encode_kernel(v)[0],  # type: ignore[misc]
+            n,
+            128 if name in ("trellis1", "trellis2") else 168,
+            (_WIDE_LOAD, _SHARED_LOAD, r"HMMA\.1688\.F32"),
+        )
     for k, length, is_weighted in ((2, 8, False), (3, 9, True), (1, 4, False), (4, 12, False)):
         trellis = Trellis(k, length, True)
         yield KernelEntry(
@@ -210,14 +216,16 @@ def _decoders() -> Iterator[KernelEntry]:
                 128,
                 (_WIDE_STORE,),
             )
-    cached = _decode_variant("trellis3", 128, FLOAT16, is_table_shared=False)
-    yield KernelEntry(
-        "decode trellis3 128 fp16, table in the cache",
-        lambda: decode_lanes.decode_kernel(cached)[0],
-        n,
-        128,
-        (_WIDE_STORE,),
-    )
+    values = np.linspace(-1, 1, 512, dtype=np.float32).tobytes()
+    for placement, where in ((Placement.CACHED, "the cache"), (Placement.CONSTANT, "constant memory")):
+        variant = _decode_variant("trellis3", 128, FLOAT16, placement)
+        yield KernelEntry(
+            f"decode trellis3 128 fp16, table in {where}",
+            lambda v=variant: decode_lanes.decode_kernel(v, values)[0],  # type: ignore[misc]
+            n,
+            128,
+            (_WIDE_STORE,),
+        )
     for name, head_dim in (("turbo3", 96), ("q4_0", 96), ("trellis2", 80)):
         variant = _decode_variant(name, head_dim, FLOAT16)
         yield KernelEntry(
@@ -226,15 +234,15 @@ def _decoders() -> Iterator[KernelEntry]:
             n,
             64,
         )
-    fast = [
-        *((name, "fp16") for name in ("turbo2", "turbo3", "turbo4", "turbo3_0")),
-        ("turbo3", "bf16"),
-        ("turbo3", "fp32"),
-    ]
-    for name, type_name in fast:
-        variant = _decode_variant(name, 128, _TYPES[type_name])
+    fast = (
+        *(("turbo2", 128, "fp16"), ("turbo3", 128, "fp16"), ("turbo4", 128, "fp16"), ("turbo3_0", 128, "fp16")),
+        *(("turbo3", 128, "bf16"), ("turbo3", 128, "fp32"), ("turbo4", 128, "fp32"), ("turbo3", 64, "fp16")),
+        ("turbo4", 32, "fp16"),
+    )
+    for name, g, type_name in fast:
+        variant = _decode_variant(name, g, _TYPES[type_name])
         yield KernelEntry(
-            f"fast decode {name} 128 {type_name}",
+            f"fast decode {name} {g} {type_name}",
             lambda v=variant: decode_tensor.decode_kernel(v)[0],  # type: ignore[misc]
             n,
             80,

@@ -24,11 +24,13 @@ float32, uint32, uint64 = types.float32, types.uint32, types.uint64
 class InShared(NamedTuple):
     """load(address, y, lane) : the group at a global address, times the first signs; store(address, y, lane) : back
 
+    flip(y, lane) : multiply by the first signs in place, what is in shared memory already
     transform(y, lane) : butterflies, base matrix and scaled last signs, in place
     """
 
     load: Any
     store: Any
+    flip: Any
     transform: Any
 
 
@@ -138,6 +140,15 @@ def in_shared(rotation: Rotation, value_type: int, is_inverse: bool = False) -> 
         _ptx.sync_warp()
 
     @device
+    def flip(y: Any, lane: Any) -> None:
+        signs = cuda.const.array_like(first_words)
+        for m in range(per_lane):
+            j = uint32(uint32(lane) + uint32(m * WARP))
+            if j < uint32(g):
+                write(y, j, signed(read(y, j), signs[m], lane))
+        _ptx.sync_warp()
+
+    @device
     def store(address: Any, y: Any, lane: Any) -> None:
         for m in range(per_lane):
             j = uint32(uint32(lane) + uint32(m * WARP))
@@ -186,4 +197,4 @@ def in_shared(rotation: Rotation, value_type: int, is_inverse: bool = False) -> 
                     write(y, j, mixed[m])
             _ptx.sync_warp()
 
-    return InShared(load, store, transform)
+    return InShared(load, store, flip, transform)

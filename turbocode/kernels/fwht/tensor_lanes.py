@@ -134,7 +134,7 @@ def _squarer(n_chunks: int, value_type: int) -> Any:
     Of rows times columns that are the same rows again, the diagonal is the squares; two registers, of rows g and g + 8,
     take two products. The four sums stay apart: a shorter chain, and fewer additions that the tensor cores cut off.
     """
-    multiply = _ptx_matrices.multiply_short_bfloats if value_type == BFLOAT16 else _ptx_matrices.multiply_short_halves
+    multiply = _ptx_matrices.multiply_thin_bfloats if value_type == BFLOAT16 else _ptx_matrices.multiply_thin_halves
 
     @device
     def step(words: Any, w: Any, column: Any, d: Any) -> Any:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from turbocode.formats.block_format import BlockFormat
-from turbocode.kernels import _ptx
+from turbocode.kernels import _ptx, _ptx_bits
 from turbocode.kernels._cuda import cuda, device, types
 from turbocode.kernels.fwht.lanes import CHUNK
 from turbocode.kernels.fwht.tensor_lanes import LANES
@@ -81,7 +81,7 @@ def by_cell(form: BlockFormat, root: float, signs_key: bytes) -> TensorIndices:
             inside = _ptx.multiply_add_saturated(values[3 - e], scale, _HALF)
             g = _ptx.float_bits(_ptx.multiply_add(inside, _BELOW_ONE, _ONE))
             found = uint32(g + _ptx.shuffle_index(kept, uint32(g >> uint32(_CELL_AT))))
-            word = _ptx.funnel_left(found, word, uint32(BITS))
+            word = _ptx_bits.funnel_shift_left(found, word, uint32(BITS))
         return word
 
     @device
@@ -113,8 +113,8 @@ def _counter(n_chunks: int) -> Any:
     base = np.float32(n_chunks * CHUNK)
     has_second, has_four = n_chunks > 1, n_chunks > 2
 
-    mixed = _ptx.choose_bits
-    differing = _ptx.bitwise(lambda a, b, mask: a ^ (~b & mask))
+    mixed = _ptx_bits.choose_bits
+    differing = _ptx_bits.bitwise(lambda a, b, mask: a ^ (~b & mask))
 
     @device
     def planes(words: Any, p: Any) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from turbocode.formats.block_format import BlockFormat, Layout
-from turbocode.kernels import _ptx
+from turbocode.kernels import _ptx, _ptx_bits
 from turbocode.kernels._cuda import cuda, device, types
 from turbocode.kernels.fwht.lanes import CHUNK
 from turbocode.kernels.fwht.tensor_lanes import LANES
@@ -122,10 +122,10 @@ def _collector(n_chunks: int, bits: int, step: int, per_word: int) -> Any:
         values[2], values[3] = _ptx.multiply_add(d[v], scale, -first), _ptx.multiply_add(d[v + 1], scale, -second)
         for e in range(4):  # the last value first: it ends in the highest bits
             value = values[3 - e]
-            upper[w] = _ptx.funnel_left(_ptx.float_bits(value), upper[w], uint32(step))
+            upper[w] = _ptx_bits.funnel_shift_left(_ptx.float_bits(value), upper[w], uint32(step))
             if has_outer:
                 far = _ptx.multiply_add(abs(value), constants[SLOPE], constants[START])
-                outer[w] = _ptx.funnel_left(_ptx.float_bits(far), outer[w], uint32(last if e == 3 else step))
+                outer[w] = _ptx_bits.funnel_shift_left(_ptx.float_bits(far), outer[w], uint32(last if e == 3 else step))
 
     @device
     def collect(d: Any, scale: Any, constants: Any, upper: Any, outer: Any) -> None:
@@ -144,8 +144,8 @@ def _turner(bits: int, is_split: bool) -> Any:
     ones = 0x55555555 if bits == 2 or is_split else sum(1 << (3 * e) for e in range(CHUNK))
     low, high = uint32(ones), uint32(ones << 1)
 
-    folded_or_clear = _ptx.bitwise(lambda mask, a, b: (mask & (a ^ b)) | (~mask & ~a))
-    other_or_this = _ptx.bitwise(lambda mask, a, b: (mask & ~b) | (~mask & a))
+    folded_or_clear = _ptx_bits.bitwise(lambda mask, a, b: (mask & (a ^ b)) | (~mask & ~a))
+    other_or_this = _ptx_bits.bitwise(lambda mask, a, b: (mask & ~b) | (~mask & a))
 
     if bits == 2:
 
@@ -154,13 +154,13 @@ def _turner(bits: int, is_split: bool) -> Any:
             words[w] = folded_or_clear(low, upper, uint32(upper >> uint32(1)))
 
     elif is_split:
-        either = _ptx.bitwise(lambda mask, a, b: mask & (a | b))
-        clear = _ptx.bitwise(lambda mask, a, b: mask & ~a)
+        either = _ptx_bits.bitwise(lambda mask, a, b: mask & (a | b))
+        clear = _ptx_bits.bitwise(lambda mask, a, b: mask & ~a)
 
         @device
         def turn(upper: Any, outer: Any, words: Any, w: Any, n_fields: Any) -> None:
             signs = uint32(upper >> uint32(1))
-            lowest = _ptx.exclusive_or(outer, upper, signs)
+            lowest = _ptx_bits.exclusive_or(outer, upper, signs)
             middle = uint32(upper ^ uint32(upper << uint32(1)))
             words[w] = other_or_this(low, middle, lowest)
             plane = clear(low, signs, uint32(0))
@@ -173,7 +173,7 @@ def _turner(bits: int, is_split: bool) -> Any:
         @device
         def turn(upper: Any, outer: Any, words: Any, w: Any, n_fields: Any) -> None:
             above, signs = uint32(upper >> uint32(1)), uint32(upper >> uint32(2))
-            lowest = _ptx.exclusive_or(outer, above, signs)
+            lowest = _ptx_bits.exclusive_or(outer, above, signs)
             words[w] = other_or_this(low, folded_or_clear(high, upper, above), lowest)
 
     return turn
@@ -194,7 +194,7 @@ def _counter(n_chunks: int, bits: int, step: int) -> Any:
 
     @device
     def side_by_side(a: Any, b: Any) -> Any:
-        return uint32(_ptx.choose_bits(first, a, b) & both_fields)
+        return uint32(_ptx_bits.choose_bits(first, a, b) & both_fields)
 
     @device
     def count(upper: Any, outer: Any, constants: Any) -> Any:

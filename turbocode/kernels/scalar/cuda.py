@@ -177,7 +177,7 @@ class Encoder:
         _check_device(source, target, "values", "blocks")
         check_vectors(source, head_dim, "values")
         check_blocks(target, head_dim // g * form.bytes_per_group, "blocks")
-        if is_power_of_two(g) and not form.is_trellis:
+        if is_power_of_two(g):
             check_alignment(source, "values")
         shape, capacity = source.shape[:-1], 0
         if has_starts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import functools
 from typing import Any, NamedTuple
 
@@ -23,23 +24,28 @@ float32, int32, uint32, uint64 = types.float32, types.int32, types.uint32, types
 _ZERO = np.float32(0.0)
 
 
-class DecodeVariant(NamedTuple):
-    """What a decoding kernel is compiled for; out_type is of lanes.py, a rotation that is the identity leaves it out.
+class Placement(enum.IntEnum):
+    """Where a decoding kernel reads a trellis's table: measured in docs/benchmarks/gpu.md."""
 
-    is_table_shared : a trellis's table is read from shared memory, else through the cache
-    """
+    SHARED = 0  # each block copies it to shared memory
+    CACHED = 1  # where it lies, through the first cache
+    CONSTANT = 2  # compiled into the kernel, which is then one codebook's
+
+
+class DecodeVariant(NamedTuple):
+    """What a decoding kernel is compiled for; out_type is of lanes.py, a rotation that is the identity is left out."""
 
     block_format: BlockFormat
     rotation: Rotation
     out_type: int
     reads_strided: bool
     writes_strided: bool
-    is_table_shared: bool = True
+    placement: Placement = Placement.SHARED
 
 
 @functools.cache
-def decode_kernel(variant: DecodeVariant) -> tuple[Any, int]:
-    """(kernel, groups a block handles)."""
+def decode_kernel(variant: DecodeVariant, values: bytes = b"") -> tuple[Any, int]:
+    """(kernel, groups a block handles); values : the table, float32, that Placement.CONSTANT compiles in."""
     form, rotation = variant.block_format, variant.rotation
     g = form.group_size
     lanes = lanes_for(g)
@@ -53,11 +59,11 @@ def decode_kernel(variant: DecodeVariant) -> tuple[Any, int]:
     tile = tile_bytes(per_warp * group_bytes)
     n_tiles = tile * (THREADS // 32) // 4
     is_trellis, has_table = form.is_trellis, form.has_codebook and not form.is_trellis
-    keeps_table = is_trellis and variant.is_table_shared
+    keeps_table = is_trellis and variant.placement is Placement.SHARED
     n_kept = 1 << form.states_log2 if keeps_table else 1
     read_in = tile_reader(variant.reads_strided, group_bytes, n_lanes)
     write_at = group_address(variant.writes_strided, g * value_bytes)
-    take = _taker(form, variant.is_table_shared)
+    take = _taker(form, _looker(variant.placement, values))
     butterflies, flip, scale = lanes.butterflies, lanes.flip, lanes.scale
 
     @kernel(launch_bounds=(THREADS, 4))
@@ -132,7 +138,26 @@ def decode_kernel(variant: DecodeVariant) -> tuple[Any, int]:
     return decode, per_block
 
 
-def _taker(form: BlockFormat, is_table_shared: bool) -> Any:
+def _looker(placement: Placement, values: bytes) -> Any:
+    """look_up(state, table, kept) -> the value of a state."""
+    if placement is Placement.CONSTANT:
+        constants = np.frombuffer(values, np.float32)
+
+        @device
+        def look_up_constant(state: Any, table: Any, kept: Any) -> Any:
+            return cuda.const.array_like(constants)[state]
+
+        return look_up_constant
+    is_shared = placement is Placement.SHARED
+
+    @device
+    def look_up(state: Any, table: Any, kept: Any) -> Any:
+        return kept[state] if is_shared else _ptx.load_f32(table + uint64(uint32(state * uint32(4))))
+
+    return look_up
+
+
+def _taker(form: BlockFormat, look_up: Any) -> Any:
     """take(r, block, centroid, table, kept, t): the lane's rotated values from the group's blocks in shared memory."""
     lanes = lanes_for(form.group_size)
     n_lanes, n_chunks = lanes.lanes, lanes.values // CHUNK
@@ -193,8 +218,7 @@ def _taker(form: BlockFormat, is_table_shared: bool) -> Any:
                     window = uint64(window | uint64(uint64(value) << uint64(8 * byte)))
                 for e in range(CHUNK):
                     state = uint32(uint32(uint64(window >> uint64(bits * e))) & uint32(mask))
-                    value = kept[state] if is_table_shared else _ptx.load_f32(table + uint64(state * uint32(4)))
-                    r[CHUNK * chunk + e] = _ptx.multiply(value, norm)
+                    r[CHUNK * chunk + e] = _ptx.multiply(look_up(state, table, kept), norm)
 
     else:
         is_split = form.layout is Layout.SPLIT_PLANES

@@ -130,7 +130,7 @@ def decode_kernel(variant: DecodeVariant) -> tuple[Any, int]:
     hadamard, transform = lanes.hadamard, lanes.transform
     fill, spot, read = pairs_of.fill, pairs_of.spot, pairs_of.read
     is_ahead = not variant.reads_strided and n_bytes % WORD == 0
-    n_loads = -(-n_bytes // (32 * WORD))
+    n_loads, wait = -(-n_bytes // (32 * WORD)), _ptx.wait_for_copies(0)
 
     @device
     def is_whole(first: Any, n_groups: Any) -> Any:
@@ -144,7 +144,8 @@ def decode_kernel(variant: DecodeVariant) -> tuple[Any, int]:
             for number in range(n_loads):
                 byte = uint32(uint32(lane * uint32(WORD)) + uint32(number * 32 * WORD))
                 if byte < uint32(n_bytes):
-                    _ptx.copy_later(at(tile, byte), start + uint64(byte))
+                    _ptx.copy_async_whole(at(tile, byte), start + uint64(byte))
+            _ptx.close_copies()
 
     @kernel(launch_bounds=(THREADS, BLOCKS_PER_MULTIPROCESSOR))
     def decode(
@@ -204,7 +205,7 @@ def decode_kernel(variant: DecodeVariant) -> tuple[Any, int]:
         slot, other = mine, at(mine, tile)
         while first <= last:
             if is_whole(first, n_groups):
-                _ptx.wait_for_copies()
+                wait()
             else:
                 read_in(
                     slot,

@@ -49,7 +49,7 @@ def encode_kernel(variant: EncodeVariant) -> tuple[Any, int]:
     group_bytes = form.bytes_per_group
     tile, n_warps = tile_bytes(GROUPS * group_bytes), THREADS // 32
     arriving = incoming(n_chunks, LANES)
-    slot_bytes, fetch, take = arriving.slot_bytes, arriving.fetch, arriving.take
+    slot_bytes, fetch, wait, take = arriving.slot_bytes, arriving.fetch, arriving.wait, arriving.take
     n_tiles, n_slots = tile * n_warps // 4, 2 * slot_bytes * n_warps // 4
     read_at = group_address(variant.reads_strided, g * VALUE_BYTES[FLOAT16])
     write_out = tile_writer(variant.writes_strided, group_bytes, LANES)
@@ -94,7 +94,7 @@ def encode_kernel(variant: EncodeVariant) -> tuple[Any, int]:
         fetch(slot, read_at(source, near, per_vector, n_tokens, n_heads, in_token, in_head, in_seq) + skip)
         places = spot(at(mine, uint32(row * uint32(group_bytes))), t)
         while first <= last:
-            _ptx.wait_for_copies()
+            wait()
             take(slot, words)
             near = uint32(min(uint32(uint32(first + stride) + row), last))
             fetch(other, read_at(source, near, per_vector, n_tokens, n_heads, in_token, in_head, in_seq) + skip)
@@ -118,6 +118,6 @@ def encode_kernel(variant: EncodeVariant) -> tuple[Any, int]:
             )
             _ptx.sync_warp()
             first = uint32(first + stride)
-        _ptx.wait_for_copies()
+        wait()
 
     return encode, -(n_warps * GROUPS)

@@ -45,7 +45,7 @@ class EncodeVariant(NamedTuple):
     writes_strided: bool
 
 
-def _preparer(lanes: Any) -> Any:
+def preparer(lanes: Any) -> Any:
     """prepare(r) -> (factor, square, flag): r brought into range, as group.py: prepare does."""
     dot, scale = lanes.dot, lanes.scale
 
@@ -74,7 +74,7 @@ def encode_kernel(variant: EncodeVariant) -> tuple[Any, int]:
     g, bits = form.group_size, form.bits
     lanes = lanes_for(g)
     n_lanes, n_values = lanes.lanes, lanes.values
-    load, prepare = loader(variant.value_type, n_lanes, n_values), _preparer(lanes)
+    load, prepare = loader(variant.value_type, n_lanes, n_values), preparer(lanes)
     is_rotated = not rotation.is_identity
     first_masks, last_masks = lanes.masks(rotation.signs_before), lanes.masks(rotation.signs_after)
     is_signed, turn_scale = bool(first_masks.any() or last_masks.any()), rotation.scale

@@ -142,7 +142,7 @@ def encode_kernel(variant: EncodeVariant) -> tuple[Any, int]:
     read_at = group_address(variant.reads_strided, g * value_bytes)
     write_out = tile_writer(variant.writes_strided, group_bytes, LANES)
     hadamard, transform, square_of = lanes.hadamard, lanes.transform, lanes.square
-    fetch, take = arriving.fetch, arriving.take
+    fetch, wait, take = arriving.fetch, arriving.wait, arriving.take
     prepare, find, spot, put = indices.prepare, indices.find, indices.spot, indices.put
     n_blocks, block_bytes = form.blocks_per_group, form.bytes_per_block
     rescue = _rescuer(n_values, g)
@@ -244,7 +244,7 @@ def encode_kernel(variant: EncodeVariant) -> tuple[Any, int]:
         norm_place = _ptx.anchored(at(block, uint32(t * uint32(block_bytes))))
         places = spot(block, t)
         while first <= last:
-            _ptx.wait_for_copies()
+            wait()
             take(slot, words)
             near = uint32(min(uint32(uint32(first + stride) + row), last))
             fetch(other, read_at(source, near, per_vector, n_tokens, n_heads, in_token, in_head, in_seq) + skip)
@@ -272,6 +272,6 @@ def encode_kernel(variant: EncodeVariant) -> tuple[Any, int]:
             )
             _ptx.sync_warp()
             first = uint32(first + stride)
-        _ptx.wait_for_copies()
+        wait()
 
     return encode, -(n_warps * GROUPS)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from turbocode.formats.block_format import BlockFormat
-from turbocode.kernels import _ptx
+from turbocode.kernels import _ptx, _ptx_bits
 from turbocode.kernels._cuda import at, cuda, device, types
 from turbocode.kernels.fwht.lanes import CHUNK
 from turbocode.kernels.fwht.tensor_lanes import LANES
@@ -70,18 +70,18 @@ def _exchanged(a: Any, b: Any, t: Any, distance: Any) -> Any:
     """The larger halves of a, or of b in lanes with the bit `distance`, here and that far away."""
     is_upper = uint32(t & uint32(distance)) != uint32(0)
     kept, sent = b if is_upper else a, a if is_upper else b
-    return _ptx.max_halves(kept, _ptx.shuffle_xor(sent, uint32(distance)))
+    return _ptx_bits.max_halves(kept, _ptx.shuffle_xor(sent, uint32(distance)))
 
 
 @device
 def _across(a: Any, distance: Any) -> Any:
-    return _ptx.max_halves(a, _ptx.shuffle_xor(a, uint32(distance)))
+    return _ptx_bits.max_halves(a, _ptx.shuffle_xor(a, uint32(distance)))
 
 
 @device
 def _folded(a: Any, b: Any) -> Any:
     """(the larger half of a, the larger half of b)"""
-    return _ptx.max_halves(_ptx.select_bytes(a, b, uint32(0x5410)), _ptx.select_bytes(a, b, uint32(0x7632)))
+    return _ptx_bits.max_halves(_ptx.select_bytes(a, b, uint32(0x5410)), _ptx.select_bytes(a, b, uint32(0x7632)))
 
 
 def _clearer(n_words: int) -> Any:
@@ -110,8 +110,8 @@ def _q8_filler(form: BlockFormat) -> BlockFiller:
     n_chunks, block_bytes = form.group_size // LANES // CHUNK, form.bytes_per_block
     has_four = n_chunks > 2
     clear = _clearer(4 * n_chunks)
-    signed = _ptx.bitwise(lambda sign, negative, positive: (sign & negative) | (~sign & positive))
-    turned = _ptx.bitwise(lambda x, sign, mask: x ^ (sign & mask))
+    signed = _ptx_bits.bitwise(lambda sign, negative, positive: (sign & negative) | (~sign & positive))
+    turned = _ptx_bits.bitwise(lambda x, sign, mask: x ^ (sign & mask))
 
     @device
     def spot(block: Any, t: Any) -> Any:
@@ -124,8 +124,8 @@ def _q8_filler(form: BlockFormat) -> BlockFiller:
         sizes = cuda.local.array(4, uint32)
         for chunk in range(n_chunks):
             w = 4 * chunk
-            first = _ptx.max_sizes(words[w], words[w + 1])
-            sizes[chunk] = _ptx.max_sizes(first, _ptx.max_sizes(words[w + 2], words[w + 3]))
+            first = _ptx_bits.max_sizes(words[w], words[w + 1])
+            sizes[chunk] = _ptx_bits.max_sizes(first, _ptx_bits.max_sizes(words[w + 2], words[w + 3]))
         found = _folded(sizes[0], sizes[1])
         if has_four:
             found = _across(_exchanged(found, _folded(sizes[2], sizes[3]), t, 2), 1)
@@ -197,10 +197,10 @@ def _q4_filler(form: BlockFormat) -> BlockFiller:
         found = cuda.local.array(4, uint32)
         for chunk in range(n_chunks):
             w = 4 * chunk
-            high = _ptx.max_halves(words[w], words[w + 1])
-            high = _ptx.max_halves(high, _ptx.max_halves(words[w + 2], words[w + 3]))
-            low = _ptx.min_halves(words[w], words[w + 1])
-            low = _ptx.min_halves(low, _ptx.min_halves(words[w + 2], words[w + 3]))
+            high = _ptx_bits.max_halves(words[w], words[w + 1])
+            high = _ptx_bits.max_halves(high, _ptx_bits.max_halves(words[w + 2], words[w + 3]))
+            low = _ptx_bits.min_halves(words[w], words[w + 1])
+            low = _ptx_bits.min_halves(low, _ptx_bits.min_halves(words[w + 2], words[w + 3]))
             found[chunk] = _folded(high, uint32(low ^ uint32(_SIGNS)))
         first = _exchanged(found[0], found[1], t, 1)
         if has_four:

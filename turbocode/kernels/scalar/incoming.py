@@ -19,11 +19,13 @@ class Incoming(NamedTuple):
     """slot_bytes : shared memory of a slot; a warp has two, side by side, each lane's part from 16 times its number on
 
     fetch(slot, address) : start to copy the lane's chunks, the first of which is at the uint64 address
-    take(slot, words) : set words uint32 (4 * chunks,) from a slot, once `_ptx.wait_for_copies` has been called
+    wait() : until all that was fetched is there
+    take(slot, words) : set words uint32 (4 * chunks,) from a slot
     """
 
     slot_bytes: int
     fetch: Any
+    wait: Any
     take: Any
 
 
@@ -33,7 +35,8 @@ def incoming(n_chunks: int, n_lanes: int) -> Incoming:
     @device
     def fetch(slot: Any, address: Any) -> None:
         for chunk in range(n_chunks):
-            _ptx.copy_later(at(slot, chunk * _WARP_BYTES), address + uint64(chunk * 16 * n_lanes))
+            _ptx.copy_async_whole(at(slot, chunk * _WARP_BYTES), address + uint64(chunk * 16 * n_lanes))
+        _ptx.close_copies()
 
     @device
     def take(slot: Any, words: Any) -> None:
@@ -42,4 +45,4 @@ def incoming(n_chunks: int, n_lanes: int) -> Incoming:
             for e in range(4):
                 words[4 * chunk + e] = found[e]
 
-    return Incoming(n_chunks * _WARP_BYTES, fetch, take)
+    return Incoming(n_chunks * _WARP_BYTES, fetch, _ptx.wait_for_copies(0), take)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from turbocode.formats.block_format import BlockFormat, Layout
-from turbocode.kernels import _ptx
+from turbocode.kernels import _ptx, _ptx_bits
 from turbocode.kernels._cuda import at, device, types
 from turbocode.kernels.fwht.lanes import CHUNK
 from turbocode.kernels.fwht.tensor_lanes import LANES
@@ -63,7 +63,7 @@ def pair_table(form: BlockFormat) -> PairTable:
             _ptx.store_shared_u32(at(pairs, uint32(word * uint32(4))), _ptx.pack_halves(first * scale, second * scale))
             word = uint32(word + uint32(threads))
 
-    look_up = _ptx.bitwise(lambda place, mask, lane: (place & mask) | lane)
+    look_up = _ptx_bits.bitwise(lambda place, mask, lane: (place & mask) | lane)
 
     def shifted(bit: int) -> Any:
         """shift(word): what begins at `bit` moved to where the entry begins in an address."""
@@ -92,10 +92,10 @@ def pair_table(form: BlockFormat) -> PairTable:
         if is_split:
             low, high = uint32(low ^ mirror), uint32(high ^ uint32(mirror >> uint32(16)))
             mask = uint32(low_mask)
-            words[w] = one(_ptx.choose_bits(mask, s0(low), h0(high)), pairs, lane_bytes)
-            words[w + 1] = one(_ptx.choose_bits(mask, s1(low), h1(high)), pairs, lane_bytes)
-            words[w + 2] = one(_ptx.choose_bits(mask, s2(low), h2(high)), pairs, lane_bytes)
-            words[w + 3] = one(_ptx.choose_bits(mask, s3(low), h3(high)), pairs, lane_bytes)
+            words[w] = one(_ptx_bits.choose_bits(mask, s0(low), h0(high)), pairs, lane_bytes)
+            words[w + 1] = one(_ptx_bits.choose_bits(mask, s1(low), h1(high)), pairs, lane_bytes)
+            words[w + 2] = one(_ptx_bits.choose_bits(mask, s2(low), h2(high)), pairs, lane_bytes)
+            words[w + 3] = one(_ptx_bits.choose_bits(mask, s3(low), h3(high)), pairs, lane_bytes)
         else:
             low = uint32(low ^ mirror)
             words[w], words[w + 1] = one(s0(low), pairs, lane_bytes), one(s1(low), pairs, lane_bytes)
@@ -156,6 +156,6 @@ def _index_reader(form: BlockFormat) -> tuple[Any, Any]:
         def indices(places: Any, chunk: Any) -> Any:
             place = at(places[0], start_of(chunk) - p0)
             first, second = _ptx.load_shared_u32(place), _ptx.load_shared_u32(at(place, 4))
-            return _ptx.funnel_right(first, second, places[1]), uint32(0)
+            return _ptx.funnel_shift_right(first, second, places[1]), uint32(0)
 
     return spot, indices

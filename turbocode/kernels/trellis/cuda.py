@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 from turbocode.errors import OptionError
 from turbocode.kernels import _launch
 from turbocode.kernels._graph import Gpu
+from turbocode.kernels.scalar import decode_lanes
+from turbocode.kernels.scalar.decode_lanes import DecodeVariant, Placement
 from turbocode.kernels.scalar.encode_lanes import EncodeVariant
-from turbocode.kernels.trellis.encode_kernel import encode_kernel
+from turbocode.kernels.trellis import encode_kernel, encode_tensor, search_lanes, tensor_layout
 from turbocode.kernels.trellis.search_kernel import search_kernel
-from turbocode.kernels.trellis.search_lanes import THREADS, Arithmetic
 from turbocode.kernels.trellis.trellis import Trellis
 
 _GROUPS_PER_LAUNCH = 1 << 18
@@ -21,12 +22,24 @@ _GROUPS_PER_LAUNCH = 1 << 18
 
 def encode_choice(variant: EncodeVariant) -> tuple[Any, int, int]:
     """(kernel, groups a block handles, threads of a block) of the encoder whose blocks are the CPU's."""
-    return (*encode_kernel(variant), THREADS)
+    return (*encode_kernel.encode_kernel(variant), search_lanes.THREADS)
 
 
 def fast_encode_choice(variant: EncodeVariant) -> tuple[Any, int, int]:
-    """The same for costs that carry their branch in the lowest bits; see search_lanes.Arithmetic."""
-    return (*encode_kernel(variant, Arithmetic.PACKED), THREADS)
+    """The same with the search on the tensor cores, for variants that it knows; the exact encoder for others."""
+    if encode_tensor.can_encode(variant):
+        return (*encode_tensor.encode_kernel(variant), tensor_layout.THREADS)
+    return encode_choice(variant)
+
+
+def decode_choice(placement: Placement, table: NDArray[np.float32]) -> Any:
+    """What chooses the decoder that reads this table of states' values at `placement`."""
+    values = np.ascontiguousarray(table, np.float32).tobytes() if placement is Placement.CONSTANT else b""
+
+    def choose(variant: DecodeVariant) -> tuple[Any, int, int]:
+        return (*decode_lanes.decode_kernel(variant._replace(placement=placement), values), decode_lanes.THREADS)
+
+    return choose
 
 
 def viterbi(

@@ -21,7 +21,7 @@ from turbocode.kernels.scalar.encode_shared import finisher, preparer
 from turbocode.kernels.scalar.gpu_steps import N_FACTS
 from turbocode.kernels.scalar.place import word_placer
 from turbocode.kernels.scalar.tile import row_address, row_storer, tile_bytes
-from turbocode.kernels.trellis.search_lanes import THREADS, Arithmetic, lane_search
+from turbocode.kernels.trellis.search_lanes import THREADS, lane_search
 from turbocode.kernels.trellis.trellis import Trellis
 from turbocode.kernels.vectors import group_address
 
@@ -31,12 +31,12 @@ N_ROOTS = 4  # float32 numbers of a group that outlive the search: norm, factor,
 
 
 @functools.cache
-def encode_kernel(variant: EncodeVariant, arithmetic: Arithmetic = Arithmetic.EXACT) -> tuple[Any, int]:
+def encode_kernel(variant: EncodeVariant) -> tuple[Any, int]:
     """(kernel, groups a block handles); arguments as in scalar/encode_lanes.py, the table being the states' values."""
     form, trellis = variant.block_format, Trellis.of_format(variant.block_format)
     g, group_bytes = form.group_size, form.bytes_per_group
     approach = trellis.approach(g) if trellis.is_tail_biting else 0
-    found_by = lane_search(trellis, g, approach, arithmetic=arithmetic)
+    found_by = lane_search(trellis, g, approach)
     search, n_threads, per_block = found_by.search, found_by.group_threads, found_by.per_block
     spot = in_shared(variant.rotation, variant.value_type)
     load, transform, prepare = spot.load, spot.transform, preparer(g)

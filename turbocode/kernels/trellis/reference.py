@@ -57,15 +57,16 @@ def viterbi(
 
 
 def tail_biting(
-    u: NDArray[Any], table: NDArray[Any], trellis: Trellis
+    u: NDArray[Any], table: NDArray[Any], trellis: Trellis, approach: int | None = None
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """(states, cost) of a ring found in two passes (QTIP, arXiv 2406.11235, algorithm 4).
 
     The first runs freely over the last and the first samples and reads the overlap in their middle; the second runs
     over the whole group between that overlap and itself. `tail_biting_exhaustive` is never worse.
+    approach : samples on each side of the seam, Trellis.approach by default
     """
     g = np.shape(u)[1]
-    approach = trellis.approach(g)
+    approach = approach or trellis.approach(g)
     around = np.asarray(u)[:, np.arange(g - approach, g + approach) % g]
     seam = viterbi(around, table, trellis)[0][:, approach - 1]
     return viterbi(u, table, trellis, seam >> trellis.bits)

@@ -9,7 +9,7 @@ import numpy as np
 
 from turbocode.kernels import _ptx
 from turbocode.kernels._cuda import at, cuda, kernel, shared_address, types
-from turbocode.kernels.trellis.search_lanes import Arithmetic, lane_search
+from turbocode.kernels.trellis.search_lanes import lane_search
 from turbocode.kernels.trellis.trellis import Trellis
 
 N_ARGS = 6
@@ -19,14 +19,12 @@ _ONE = np.float32(1.0)
 
 
 @functools.cache
-def search_kernel(
-    trellis: Trellis, g: int, approach: int, is_weighted: bool, arithmetic: Arithmetic = Arithmetic.EXACT
-) -> tuple[Any, int, int]:
+def search_kernel(trellis: Trellis, g: int, approach: int, is_weighted: bool) -> tuple[Any, int, int]:
     """(kernel, groups a block handles, threads of a block) for groups of g samples; approach as in search_lanes.py.
 
     Arguments: u, weights float32 (n, g), table float32 (2**L,), states uint16 (n, g), costs float32 (n,), n
     """
-    found_by = lane_search(trellis, g, approach, is_weighted, arithmetic)
+    found_by = lane_search(trellis, g, approach, is_weighted)
     search, n_threads, per_block = found_by.search, found_by.group_threads, found_by.per_block
     threads = found_by.threads
     head = 2 * g + -(-g // 2)  # samples, weights, uint16 states

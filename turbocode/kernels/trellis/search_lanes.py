@@ -5,13 +5,11 @@ thread. The least cost of each of the 2**(L - k) sets, not those of the 2**L sta
 threads that hold the successors, which add the distance of their own states; so do the table's values, which never
 leave the registers. Decisions, k bits a set, are collected over J steps and stored as one word a thread.
 
-Arithmetic, order and ties are those of viterbi.py, so the paths are the same; `Arithmetic.PACKED` is the faster
-variant.
+Arithmetic, order and ties are those of viterbi.py, so the paths are the same. search_tensor.py is faster, not exact.
 """
 
 from __future__ import annotations
 
-import enum
 import functools
 from typing import Any, NamedTuple
 
@@ -28,17 +26,6 @@ WARP = 32
 float32, uint32, uint64 = types.float32, types.uint32, types.uint64
 _INFINITY = np.float32(np.inf)
 _ZERO = np.float32(0.0)
-
-
-class Arithmetic(enum.IntEnum):
-    """How costs are added and compared.
-
-    EXACT : float32, each operation rounded on its own: the CPU's paths
-    PACKED : the branch in the lowest k bits of a cost, multiply-adds fused: one comparison finds least and branch
-    """
-
-    EXACT = 0
-    PACKED = 1
 
 
 class LaneSearch(NamedTuple):
@@ -68,20 +55,8 @@ def _sync(is_one_warp: bool) -> Any:
     return sync
 
 
-def _chooser(bits: int, arithmetic: Arithmetic) -> Any:
+def _chooser(bits: int) -> Any:
     """choose(c, first) -> (least, branch) of c[first:first + 2**bits], the lowest branch among equal costs."""
-
-    if arithmetic is Arithmetic.PACKED:
-        mask = (1 << bits) - 1
-
-        @device
-        def choose_packed(c: Any, first: Any) -> Any:
-            least = c[first]
-            for p in range(1, 1 << bits):
-                least = min(least, c[first + p])
-            return least, uint32(_ptx.float_bits(least) & uint32(mask))
-
-        return choose_packed
 
     @device
     def better(a: Any, i: Any, b: Any, j: Any) -> Any:
@@ -103,7 +78,7 @@ def _chooser(bits: int, arithmetic: Arithmetic) -> Any:
             return better(a, i, b, j)
 
     else:
-        half = _chooser(bits - 1, arithmetic)
+        half = _chooser(bits - 1)
         n = 1 << (bits - 1)
 
         @device
@@ -121,7 +96,6 @@ def lane_search(
     g: int,
     approach: int,
     is_weighted: bool = False,
-    arithmetic: Arithmetic = Arithmetic.EXACT,
     per_thread: int = 0,
 ) -> LaneSearch:
     """The search of groups of g values; approach as in viterbi.py, 0 for free ends."""
@@ -137,8 +111,7 @@ def lane_search(
     n_words = -(-n_steps // per_word) * n_threads
     is_one_warp = n_threads <= WARP
     sync = _sync(is_one_warp)
-    choose = _chooser(k, arithmetic)
-    is_packed = arithmetic is Arithmetic.PACKED
+    choose = _chooser(k)
     n_rounds = min(n_threads, WARP).bit_length() - 1
     n_warps = -(-n_threads // WARP)
 
@@ -156,17 +129,10 @@ def lane_search(
             for e in range(4):
                 r = 4 * quad + e
                 distance = _ptx.subtract(x, values[r])
-                if is_packed and not is_weighted:
-                    cost = _ptx.multiply_add(distance, distance, before[e])
-                else:
-                    square = _ptx.multiply(distance, distance)
-                    if is_weighted:
-                        square = _ptx.multiply(square, weight)
-                    cost = _ptx.add(before[e], square)
-                if is_packed:
-                    bits = uint32(_ptx.float_bits(cost) & uint32(~(size - 1) & 0xFFFFFFFF))
-                    cost = _ptx.float_from_bits(uint32(bits | uint32(r % size)))
-                c[r] = cost
+                square = _ptx.multiply(distance, distance)
+                if is_weighted:
+                    square = _ptx.multiply(square, weight)
+                c[r] = _ptx.add(before[e], square)
         return word
 
     @device
@@ -174,8 +140,6 @@ def lane_search(
         for r in range(n_held):
             state = uint32(uint32(i * uint32(n_held)) + uint32(r))
             c[r] = _INFINITY if is_fixed and uint32(state >> uint32(k)) != overlap else _ZERO
-            if is_packed:
-                c[r] = _ptx.float_from_bits(uint32(_ptx.float_bits(c[r]) | uint32(r % size)))
 
     @device
     def advance(

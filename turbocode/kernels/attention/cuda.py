@@ -1,0 +1,262 @@
+"""Decode attention on a GPU, arrays in GPU memory in and out: what a call needs beyond pointers, worked out once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from turbocode.errors import OptionError
+from turbocode.kernels import _launch
+from turbocode.kernels._cuda import shared_limits
+from turbocode.kernels._launch import device_array, look, stream_handle
+from turbocode.kernels.attention.attend_kernel import (
+    COLUMNS,
+    N_ARGS,
+    WARP,
+    AttendVariant,
+    attend_kernel,
+    is_direct,
+    part_floats,
+    shared_layout,
+)
+from turbocode.kernels.attention.gpu_arrays import LOG2_E, Side, check_arrays, float_bits
+from turbocode.kernels.attention.lookup import lookup_for, lookup_words
+from turbocode.kernels.gpu_call import VALUE_TYPES, WORD
+
+RESERVED = 1 << 10  # bytes of shared memory that the driver takes of each block
+MAX_WIDE_SUMS = 32  # accumulators of a lane beyond which a thread needs more than 128 registers
+
+
+class Shape(NamedTuple):
+    """How a kernel is laid out: warps of a block, blocks of a multiprocessor, stages of a warp."""
+
+    n_warps: int
+    blocks_at_once: int
+    n_stages: int
+
+
+# The first that fits the device's shared memory with a copy of the tables for every lane, else the first that fits.
+SHAPES = (
+    Shape(8, 2, 3),
+    Shape(8, 2, 2),
+    Shape(16, 1, 3),
+    Shape(16, 1, 2),
+    Shape(8, 1, 2),
+    Shape(4, 1, 2),
+    Shape(1, 1, 2),
+)
+WIDE_SHAPES = (Shape(10, 1, 3), Shape(10, 1, 2), Shape(8, 1, 2), Shape(4, 1, 2), Shape(1, 1, 2))
+
+
+@dataclass(frozen=True)
+class _Call:
+    kernel: Any
+    grid: int
+    threads: int
+    shared_bytes: int
+    key_words: Any
+    value_words: Any
+    counts: tuple[int, ...]
+    n_work: int
+    n_counters: int
+
+
+class DecodeAttention:
+    """Attention of a few new tokens over a cache of one pair of formats.
+
+    attention(queries, keys, values, last_token, scale=...) -> (output, lse); see codecs/gpu_attention.py
+    shape : the layout of the kernel, chosen from the device by default
+    """
+
+    def __init__(self, keys: Side, values: Side, head_dim: int, shape: Shape | None = None) -> None:
+        self.keys, self.values, self.head_dim, self.shape = keys, values, head_dim, shape
+        for side in (keys, values):
+            if not is_direct(side.block_format):
+                raise OptionError(f"{side.block_format.name} has no fast attention kernel")
+        tables = [lookup_words(side.block_format, side.centroids) for side in (keys, values)]
+        self._words, self._scales = [words for words, _ in tables], [scale for _, scale in tables]
+        self._calls: dict[Any, _Call] = {}
+        self._rooms: dict[tuple[int, int], _Room] = {}
+
+    def __call__(
+        self,
+        queries: Any,
+        keys: Any,
+        values: Any,
+        last_token: Any,
+        *,
+        scale: float,
+        window: int = 0,
+        softcap: float = 0.0,
+        first_token: int = 0,
+        pages: Any = None,
+        gains: Any = None,
+        n_blocks: int | None = None,
+        out: Any = None,
+        lse: Any = None,
+        stream: Any = None,
+    ) -> tuple[Any, Any]:
+        q_key, q, device, current = look(queries)
+        if out is None or lse is None:
+            like = device_array(queries)
+            out = _launch.empty(like, like.shape, like.dtype) if out is None else out
+            lse = _launch.empty(like, like.shape[:-1], "float32") if lse is None else lse
+        k_key, k, _, _ = look(keys)
+        v_key, v, _, _ = look(values)
+        last_key, last, _, _ = look(last_token)
+        out_key, target, _, _ = look(out)
+        lse_key, lse_target, _, _ = look(lse)
+        page_key, page_table = (None, 0) if pages is None else look(pages)[:2]
+        gain_key, gain_table = (None, 0) if gains is None else look(gains)[:2]
+        options = scale, window, softcap, first_token, n_blocks
+        key = q_key, k_key, v_key, last_key, out_key, lse_key, page_key, gain_key, options
+        call = self._calls.get(key)
+        if call is None:
+            given = queries, keys, values, last_token, out, lse, pages, gains
+            arrays = [None if array is None else device_array(array) for array in given]
+            call = self._calls[key] = self._prepare(arrays, *options)
+        handle = stream_handle(stream, current)
+        room = self._room(device, handle, call)
+        pointers: tuple[Any, ...] = (q, target, lse_target, k, v, call.key_words, call.value_words, last, page_table)
+        pointers += (room.work, room.counters, gain_table)
+        if call.grid:
+            args = pointers + call.counts
+            _launch.launch(call.kernel, call.grid, call.threads, device, handle, args, False, call.shared_bytes)
+        return out, lse
+
+    def _room(self, device: int, stream: int, call: _Call) -> _Room:
+        found = self._rooms.get((device, stream))
+        if found is None or found.n_work < call.n_work or found.n_counters < call.n_counters:
+            before = found or _Room(0, 0, 0, 0, ())
+            n_work = max(call.n_work, before.n_work)
+            n_counters = max(call.n_counters, before.n_counters)
+            work = _launch.upload(np.zeros(n_work, np.float32), device)
+            counters = _launch.upload(np.zeros(n_counters, np.uint32), device)
+            owners = (work, counters, before.owners)  # what runs still may use the smaller ones
+            found = self._rooms[device, stream] = _Room(work.pointer, counters.pointer, n_work, n_counters, owners)
+        return found
+
+    def _prepare(
+        self, arrays: list[Any], scale: float, window: int, softcap: float, first_token: int, n_blocks: int | None
+    ) -> _Call:
+        queries, keys, values, _, out, _, pages, gains = arrays
+        n_seqs, n_heads, n_rows = check_arrays(arrays, self.keys, self.values, self.head_dim)
+        n_kv_heads, d = keys.shape[1], self.head_dim
+        per_head = n_heads // n_kv_heads
+        if window < 0 or softcap < 0 or first_token < 0 or (n_blocks is not None and n_blocks < 1):
+            raise OptionError(
+                f"window {window}, softcap {softcap}, first_token {first_token}, n_blocks {n_blocks}: "
+                "allowed are numbers from 0 on, blocks from 1 on"
+            )
+        is_paged = pages is not None
+        page_tokens = keys.shape[2] if is_paged else 1
+        n_tokens = pages.shape[1] * page_tokens if is_paged else keys.shape[2]
+        starts = [side.pointer for side in (keys, values)]
+        gaps = [
+            stride
+            for side in (keys, values)
+            for stride, n in zip(side.strides[:2], side.shape[:2], strict=True)
+            if n > 1
+        ]
+        is_late = any(_launch.number_of(start) % WORD for start in starts) or any(gap % WORD for gap in gaps)
+        if is_paged and (is_late or page_tokens % 16 or page_tokens & (page_tokens - 1)):
+            raise OptionError(
+                f"pages of {page_tokens} tokens whose rows begin at strides {gaps}: allowed are 16, 32, 64, ... tokens "
+                "and multiples of 16 bytes"
+            )
+        columns = per_head * n_rows
+        sums = d // 8 * 2
+        n_tiles = 2 if columns > COLUMNS and sums <= MAX_WIDE_SUMS else 1
+        variant = AttendVariant(
+            self.keys.block_format,
+            self.values.block_format,
+            self.keys.rotation,
+            self.values.rotation,
+            d,
+            lookup_for(self.keys.block_format, 0),
+            lookup_for(self.values.block_format, 0),
+            bool(self._words[0].shape == self._words[1].shape and (self._words[0] == self._words[1]).all()),
+            len(self._words[0]) > 1 or len(self._words[1]) > 1,
+            n_tiles,
+            1,
+            2,
+            1,
+            VALUE_TYPES[queries.dtype],
+            VALUE_TYPES[out.dtype],
+            is_paged,
+            is_late,
+            softcap > 0,
+            gains is not None,
+        )
+        variant = self._fitted(variant, queries.device, sums * n_tiles > MAX_WIDE_SUMS)
+        kernel, layout = attend_kernel(variant), shared_layout(variant)
+        threads = WARP * variant.n_warps
+        groups = -(-columns // (COLUMNS * n_tiles))
+        grid = n_blocks or _launch.resident(kernel, N_ARGS, threads, queries.device, layout.size)
+        most = (layout.rows - layout.area) // (4 * COLUMNS * n_tiles)
+        if grid > most:
+            raise OptionError(f"{grid} blocks; allowed are at most {most}")
+        tables = [_launch.upload(words, queries.device) for words in self._words]
+        gaps_of_tables = [4 * words.shape[1] if len(words) > 1 else 0 for words in self._words]
+        factor = (scale / softcap if softcap else scale * LOG2_E) / self._scales[0]
+        counts = (
+            *(n_seqs, n_kv_heads, per_head, n_rows, n_tokens, first_token, window),
+            *(queries.strides[0], queries.strides[1], queries.strides[2]),
+            *(out.strides[0], out.strides[1], out.strides[2]),
+            *(keys.strides[0], keys.strides[1], values.strides[0], values.strides[1]),
+            *(pages.strides[0] // 4 if is_paged else 0, page_tokens.bit_length() - 1),
+            *gaps_of_tables,
+            *(float_bits(factor), float_bits(softcap * LOG2_E), float_bits(1 / self._scales[1])),
+        )
+        assert len(counts) + 12 == N_ARGS
+        is_empty = 0 in (n_seqs, n_heads, n_rows)
+        return _Call(
+            kernel,
+            0 if is_empty else grid,
+            threads,
+            layout.size,
+            tables[0].pointer,
+            tables[1].pointer,
+            counts,
+            2 * grid * part_floats(variant),
+            max(1, n_seqs * n_kv_heads * groups),
+        )
+
+    def _fitted(self, variant: AttendVariant, device: int, is_wide: bool) -> AttendVariant:
+        """The variant with the layout and the copies of tables that the device's shared memory holds."""
+        per_block, per_multiprocessor = shared_limits(device)
+        shapes = (self.shape,) if self.shape else WIDE_SHAPES if is_wide else SHAPES
+        for most in (1 << 17, 1 << 15, 1 << 13, 1 << 11, 0):  # bytes of a table
+            for shape in shapes:
+                found = replace_shape(variant, shape, most)
+                room = min(per_block, per_multiprocessor // shape.blocks_at_once - RESERVED)
+                if shared_layout(found).size <= room:
+                    return found
+        raise OptionError(
+            f"{variant.key_format.name} and {variant.value_format.name} need {shared_layout(found).size} bytes of "
+            f"shared memory; this GPU has {per_block} a block"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Room:
+    """What the calls in one stream share: partial results, and counters that are zero between calls."""
+
+    work: Any
+    counters: Any
+    n_work: int
+    n_counters: int
+    owners: Any
+
+
+def replace_shape(variant: AttendVariant, shape: Shape, table_bytes: int) -> AttendVariant:
+    """The variant with another layout, and tables of at most so many bytes where more than one copy is kept."""
+    return variant._replace(
+        key_lookup=lookup_for(variant.key_format, table_bytes),
+        value_lookup=lookup_for(variant.value_format, table_bytes),
+        n_warps=shape.n_warps,
+        n_stages=shape.n_stages,
+        blocks_at_once=shape.blocks_at_once,
+    )

@@ -1,0 +1,124 @@
+"""Scores of a tile of keys on the tensor cores, decoded in registers from the rows as they are stored.
+
+A product of matrices takes 16 tokens by 16 channels of keys and 16 channels by 8 queries. Which channels are summed
+together is free, so lane 4 g + t of a warp decodes run t of four of tokens g and g + 8 (of each 16), four channels a
+product, and queries are laid out alike. The norm multiplies the sum, not the values.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from turbocode.formats.block_format import BlockFormat
+from turbocode.kernels import _ptx, _ptx_matrices
+from turbocode.kernels._cuda import at, cuda, device, types
+from turbocode.kernels.attention.in_turn import in_turn
+from turbocode.kernels.attention.lookup import Lookup
+from turbocode.kernels.attention.reading import block_order, has_norm, reading
+
+LANES = 4  # that share a token's key
+STEP = 4  # channels of a lane in one product
+HALF_TILE = 16  # tokens of one product
+
+float32, uint32 = types.float32, types.uint32
+_ZERO, _ONE = np.float32(0.0), np.float32(1.0)
+
+
+class KeyScores(NamedTuple):
+    """query_words : of a lane and a column tile; places : words that say where a lane reads
+
+    start(late, lane, places) : set places uint32 for tiles whose first row begins `late` bytes behind their address
+    score(tile, places, table, place, q, s) : set s float32 (8 tiles,): s[2 (tiles i + n) + e] is the score of token
+        8 i + g and query 8 n + 2 t + e
+    """
+
+    query_words: int
+    places: int
+    start: Any
+    score: Any
+
+
+def query_channels(head_dim: int, form: BlockFormat) -> NDArray[np.intp]:
+    """int (4, query_words, 2): the channels in the halves of lane t's words of a query."""
+    n, order = form.values_per_block, block_order(form)
+    run = n // LANES
+    t, word, half = np.ogrid[:LANES, : head_dim // (2 * LANES), :2]
+    block, within = np.divmod(2 * word + half, run)
+    return np.asarray(block * n + order[t * run + within])
+
+
+@functools.cache
+def key_scores(form: BlockFormat, head_dim: int, lookup: Lookup, n_column_tiles: int, tile_tokens: int) -> KeyScores:
+    """The functions for rows of head_dim values and tiles of tile_tokens tokens."""
+    n_blocks, block_bytes = head_dim // form.values_per_block, form.bytes_per_block
+    row_bytes = form.bytes_per_vector(head_dim)
+    read = reading(form, LANES, lookup)
+    begin, load, n_words, per_block = read.start, read.load, read.words, read.places + 1
+    n_steps = read.values // STEP
+    words_per_block = 2 * n_steps
+    words = words_per_block * n_blocks
+    n_sums = 4 * n_column_tiles
+    n_chains = 2 * n_sums  # even and odd steps add up apart: half as long a wait
+    is_scaled = has_norm(form)
+
+    def step(block: int, number: int) -> Any:
+        first, second = read.pair(2 * number), read.pair(2 * number + 1)
+        word = words_per_block * block + 2 * number
+        chain = n_sums * (number % 2)
+
+        @device
+        def multiply(xa: Any, xb: Any, table: Any, place: Any, q: Any, c: Any) -> None:
+            a0, a1 = first(xa, table, place), first(xb, table, place)
+            a2, a3 = second(xa, table, place), second(xb, table, place)
+            for n in range(n_column_tiles):
+                v, w = chain + 4 * n, words * n + word
+                d = _ptx_matrices.multiply_halves(a0, a1, a2, a3, q[w], q[w + 1], c[v], c[v + 1], c[v + 2], c[v + 3])
+                c[v], c[v + 1], c[v + 2], c[v + 3] = d[0], d[1], d[2], d[3]
+
+        return multiply
+
+    def half(block: int, number: int) -> Any:
+        products = in_turn([step(block, j) for j in range(n_steps)])
+        upper, lower = 2 * number * 8 * row_bytes, (2 * number + 1) * 8 * row_bytes
+        first = 4 * n_column_tiles * number
+        at_place = per_block * block
+        is_first = block == 0
+
+        @device
+        def score(tile: Any, places: Any, table: Any, place: Any, q: Any, s: Any) -> None:
+            xa, xb = cuda.local.array(n_words, uint32), cuda.local.array(n_words, uint32)
+            c = cuda.local.array(n_chains, float32)
+            load(tile, places, at_place + 1, upper, xa)
+            load(tile, places, at_place + 1, lower, xb)
+            for v in range(n_chains):
+                c[v] = _ZERO
+            products(xa, xb, table, place, q, c)
+            norm_a, norm_b = _ONE, _ONE
+            if is_scaled:
+                norms = at(tile, places[at_place])
+                norm_a = _ptx.low_half(_ptx.load_shared_u16(at(norms, uint32(upper))))
+                norm_b = _ptx.low_half(_ptx.load_shared_u16(at(norms, uint32(lower))))
+            for n in range(n_column_tiles):
+                for e in range(2):
+                    v = 4 * n + e
+                    a, b = first + 2 * n + e, first + 2 * (n_column_tiles + n) + e
+                    sum_a, sum_b = c[v] + c[n_sums + v], c[v + 2] + c[n_sums + v + 2]
+                    s[a] = sum_a * norm_a if is_first else s[a] + sum_a * norm_a
+                    s[b] = sum_b * norm_b if is_first else s[b] + sum_b * norm_b
+
+        return score
+
+    @device
+    def start(late: Any, lane: Any, places: Any) -> None:
+        row = uint32(late + uint32(uint32(lane >> uint32(2)) * uint32(row_bytes)))
+        for block in range(n_blocks):
+            spot = uint32(row + uint32(block * block_bytes))
+            places[per_block * block] = spot
+            begin(spot, uint32(lane & uint32(3)), places, per_block * block + 1)
+
+    score = in_turn([half(block, number) for number in range(tile_tokens // HALF_TILE) for block in range(n_blocks)])
+    return KeyScores(words, per_block * n_blocks, start, score)

@@ -1,0 +1,110 @@
+"""The weighted sum of a tile of values on the tensor cores, decoded in registers from the rows as they are stored.
+
+A product of matrices takes 16 channels by 16 tokens of values and 16 tokens by 8 queries of weights. Lane 4 g + t
+decodes run g of eight of tokens 2 t, 2 t + 1, 2 t + 8 and 2 t + 9: channels are rows, which may be any, and a register
+holds the same channel of two tokens. The norm is part of the weight.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from turbocode.formats.block_format import BlockFormat
+from turbocode.kernels._cuda import cuda, device, types
+from turbocode.kernels._ptx_matrices import multiply_halves
+from turbocode.kernels.attention.in_turn import in_turn
+from turbocode.kernels.attention.key_scores import HALF_TILE
+from turbocode.kernels.attention.lookup import Lookup
+from turbocode.kernels.attention.reading import block_order, reading
+
+LANES = 8  # that share a token's value
+CHANNELS = 2  # of a lane in one product
+
+uint32 = types.uint32
+
+
+class ValueSums(NamedTuple):
+    """sums : float32 numbers of a lane and a column tile; places : words that say where a lane reads
+
+    start(late, lane, places) : set places uint32 for tiles whose first row begins `late` bytes behind their address
+    add(number) -> function(tile, places, table, place, weights, o) : add the products of tokens 16 number to
+        16 number + 15 to o float32 (sums tiles,); weights uint32 (2 blocks tiles,) are the lane's parts of the weights
+    """
+
+    sums: int
+    places: int
+    start: Any
+    add: Any
+
+
+def sum_channels(head_dim: int, form: BlockFormat) -> NDArray[np.intp]:
+    """int (8, sums): the channel of lane g's numbers of a column tile; number v is of query 2 t + v % 2."""
+    n, order = form.values_per_block, block_order(form)
+    run = n // LANES
+    g, v = np.ogrid[:LANES, : head_dim // LANES * 2]
+    block, within = np.divmod(v // 4 * 2 + v % 4 // 2, run)
+    return np.asarray(block * n + order[g * run + within])
+
+
+@functools.cache
+def value_sums(form: BlockFormat, head_dim: int, lookup: Lookup, n_column_tiles: int) -> ValueSums:
+    """The functions for rows of head_dim values."""
+    n_blocks, block_bytes = head_dim // form.values_per_block, form.bytes_per_block
+    row_bytes = form.bytes_per_vector(head_dim)
+    read = reading(form, LANES, lookup)
+    begin, load, mix, n_words, n_mixed = read.start, read.load, read.mix, read.words, read.mixed
+    per_block = 2 * read.places
+    n_steps = read.values // CHANNELS
+    n_sums = 4 * n_steps * n_blocks
+    n_places = read.places
+
+    def step(block: int, number: int) -> Any:
+        first, second = read.both(2 * number), read.both(2 * number + 1)
+        base = 4 * (n_steps * block + number)
+
+        @device
+        def multiply(near: Any, far: Any, table: Any, place: Any, weights: Any, o: Any) -> None:
+            a0, a1 = first(near, table, place), second(near, table, place)
+            a2, a3 = first(far, table, place), second(far, table, place)
+            for n in range(n_column_tiles):
+                v, w = n_sums * n + base, 2 * (n_column_tiles * block + n)
+                d = multiply_halves(a0, a1, a2, a3, weights[w], weights[w + 1], o[v], o[v + 1], o[v + 2], o[v + 3])
+                o[v], o[v + 1], o[v + 2], o[v + 3] = d[0], d[1], d[2], d[3]
+
+        return multiply
+
+    def of_block(block: int, number: int) -> Any:
+        products = in_turn([step(block, j) for j in range(n_steps)])
+        offset, eight, even = number * HALF_TILE * row_bytes, 8 * row_bytes, per_block * block
+        odd = even + n_places
+
+        @device
+        def add(tile: Any, places: Any, table: Any, place: Any, weights: Any, o: Any) -> None:
+            xa, xb = cuda.local.array(n_words, uint32), cuda.local.array(n_words, uint32)
+            near, far = cuda.local.array(n_mixed, uint32), cuda.local.array(n_mixed, uint32)
+            load(tile, places, even, offset, xa)
+            load(tile, places, odd, offset, xb)
+            mix(xa, xb, near)
+            load(tile, places, even, offset + eight, xa)
+            load(tile, places, odd, offset + eight, xb)
+            mix(xa, xb, far)
+            products(near, far, table, place, weights, o)
+
+        return add
+
+    @device
+    def start(late: Any, lane: Any, places: Any) -> None:
+        part, token = uint32(lane >> uint32(2)), uint32(uint32(lane & uint32(3)) * uint32(2))
+        for block in range(n_blocks):
+            for odd in range(2):
+                row = uint32(late + uint32(uint32(token + uint32(odd)) * uint32(row_bytes)))
+                begin(uint32(row + uint32(block * block_bytes)), part, places, per_block * block + n_places * odd)
+
+    def add_half(number: int) -> Any:
+        return in_turn([of_block(block, number) for block in range(n_blocks)])
+
+    return ValueSums(n_sums, per_block * n_blocks, start, add_half)
