@@ -4,7 +4,7 @@ Centroids come in pairs from a table (pair_table.py); signs after the rotation t
 flipped in the packed output; the norm, the rotation's scale and that of the centroids are one factor at the end.
 
 Scaled centroids are rounded to float16, to 1e-6 of their size with 2 bits, 2.2e-5 with 3 and 8.3e-5 with 4 for the
-codebooks of the Gaussian: less than the 1.4e-4 (root mean square) of rounding the decoded values themselves to float16.
+codebooks of groups of 128: less than the 2e-4 (root mean square) of rounding the decoded values to float16.
 """
 
 from __future__ import annotations
