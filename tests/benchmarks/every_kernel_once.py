@@ -58,7 +58,7 @@ def coding(name: str, head_dim: int, gpu: Gpu, rng: np.random.Generator) -> None
             assert (found == expected).all(), name
         assert np.square(codec.decode(found) - x).sum() <= 1.01 * least, name
         assert (part[:, :, 2:] == found[:, :, :14]).all(), name
-        np.testing.assert_allclose(decoded, codec.decode(found), rtol=0, atol=1e-5)
+        np.testing.assert_allclose(decoded, codec.decode(found), rtol=0, atol=1e-5 if is_exact else 5e-4)
 
 
 def rotating(group_size: int, gpu: Gpu, rng: np.random.Generator) -> None:

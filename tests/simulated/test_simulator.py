@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from turbocode.kernels import _ptx
+from turbocode.kernels import _ptx, _ptx_bits, _ptx_matrices
 from turbocode.kernels._cuda import Address, at, cuda, kernel, shared_address, types
 from turbocode.kernels._simulator import Deadlock
 
@@ -68,22 +68,24 @@ def test_misaligned_and_outside_access(byte: int) -> None:
         read.launch(1, 1, Address.of(np.zeros(16, np.uint32)))
 
 
-def test_tensor_cores_multiply(rng: np.random.Generator) -> None:
-    a, b = (rng.integers(-8, 8, shape).astype(np.float16) for shape in ((16, 16), (16, 8)))
+@pytest.mark.parametrize("k", [8, 16])
+def test_tensor_cores_multiply(k: int, rng: np.random.Generator) -> None:
+    a, b = (rng.integers(-8, 8, shape).astype(np.float16) for shape in ((16, k), (k, 8)))
     c, d = np.ones((16, 8), np.float32), np.zeros((16, 8), np.float32)
+    product = _ptx_matrices.multiply_halves if k == 16 else _ptx_matrices.multiply_thin_halves
 
     @kernel()
     def multiply(left: Any, right: Any, start: Any, target: Any) -> None:
         lane = uint32(cuda.threadIdx.x)
         g, t = lane // 4, lane % 4
         words = [
-            _ptx.load_u32(left + uint64(row * 32 + column * 2))
-            for row, column in ((g, 2 * t), (g + 8, 2 * t), (g, 2 * t + 8), (g + 8, 2 * t + 8))
+            _ptx.load_u32(left + uint64(row * 2 * k + column * 2))
+            for row, column in ((g, 2 * t), (g + 8, 2 * t), (g, 2 * t + 8), (g + 8, 2 * t + 8))[: k // 4]
         ]
-        columns = [_ptx.load_u32(right + uint64(g * 32 + row * 2)) for row in (2 * t, 2 * t + 8)]
+        columns = [_ptx.load_u32(right + uint64(g * 2 * k + row * 2)) for row in (2 * t, 2 * t + 8)[: k // 8]]
         places = [(g, 2 * t), (g, 2 * t + 1), (g + 8, 2 * t), (g + 8, 2 * t + 1)]
         begin = [_ptx.load_f32(start + uint64(row * 32 + column * 4)) for row, column in places]
-        for (row, column), value in zip(places, _ptx.multiply_halves(*words, *columns, *begin), strict=True):
+        for (row, column), value in zip(places, product(*words, *columns, *begin), strict=True):
             _ptx.store_f32(target + uint64(row * 32 + column * 4), value)
 
     columns_first = np.ascontiguousarray(b.T)
@@ -102,3 +104,34 @@ def test_shared_addresses() -> None:
     y = np.zeros(1, np.uint32)
     write.launch(1, 1, Address.of(y))
     assert y[0] == 7
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_copies_arrive_when_they_are_waited_for(waits: bool) -> None:
+    wait = _ptx.wait_for_copies(0)
+
+    @kernel()
+    def copy(source: Any, target: Any) -> None:
+        kept = cuda.shared.array(4, uint32)
+        _ptx.copy_async_whole(shared_address(kept, 0), source)
+        _ptx.close_copies()
+        if waits:
+            wait()
+        _ptx.store_u32(target, kept[3])
+
+    x, y = np.array([1, 2, 3, 4], np.uint32), np.zeros(1, np.uint32)
+    copy.launch(1, 1, Address.of(x), Address.of(y))
+    assert y[0] == (4 if waits else 0xCDCDCDCD)
+
+
+def test_instructions_on_bits() -> None:
+    a, b = 0x80FF0123, 0x7F00FF80
+    assert _ptx_bits.funnel_shift_left(a, b, 3) == (b << 3 | a >> 29) & 0xFFFFFFFF
+    assert _ptx.funnel_shift_right(a, b, 8) == (a >> 8 | b << 24) & 0xFFFFFFFF
+    assert _ptx.select_bytes(a, b, 0x7150) == (b >> 24) << 24 | (a >> 8 & 0xFF) << 16 | (b >> 8 & 0xFF) << 8 | a & 0xFF
+    assert _ptx.select_bytes(a, b, 0xFDB9) == 0x00FFFF00  # signs of bytes 1 and 3 of each
+    assert _ptx_bits.choose_bits(0xFF, a, b) == (a & 0xFF) | (b & ~0xFF)
+    assert _ptx_bits.max_sizes(0xC0003C00, 0x7C013800) == 0x7FFF3C00  # (1, -2) and (.5, NaN)
+    near, far = np.float32(2.0**15 + 0.5), np.float32(1 - 2.0**-24)
+    assert _ptx.add_toward_zero(far, near) == np.float32(2.0**15 + 1.5 - 2.0**-8)
+    assert _ptx.add_toward_zero(-far, -near) == -np.float32(2.0**15 + 1.5 - 2.0**-8)

@@ -16,8 +16,9 @@ class GpuCodec:
 
     codec : what the blocks are. Its path search must be Viterbi's, with one gain.
     is_exact : blocks and values are the CPU's, bit for bit. Without it scalar codecs of symmetric codebooks rotate on
-        the tensor cores: up to twice as fast, and at most one index in a hundred thousand is off by one; trellis codecs
-        search there, with at most 0.1 % more squared error on Gaussian groups (docs/gpu.md).
+        the tensor cores, with a third to a half of the instructions: at most one index in a hundred thousand is off by
+        one, and values by less than float16 rounds them; trellis codecs search there, with at most 0.1 % more squared
+        error on Gaussian groups (docs/gpu.md).
 
     Kernels are compiled on their first use for a device, an input type and a kind of strides, in seconds; every later
     call takes microseconds, and can be captured in a CUDA graph. Kernels run in `stream`: by default the current one of
@@ -41,13 +42,14 @@ class GpuCodec:
         unrotated = rotation_for(form.group_size, "none")
         for head in range(max(1, len(codec.codebooks))):
             centroids, boundaries = codec.tables(head)
+            is_fast = False
             if form.is_trellis:
                 table, choose = centroids, trellis.encode_choice if is_exact else trellis.fast_encode_choice
             else:
-                table = scalar.scalar_table(centroids, boundaries)
                 is_fast = not is_exact and form.has_codebook and is_symmetric(centroids, boundaries)
+                table = (scalar.fast_table if is_fast else scalar.scalar_table)(centroids, boundaries)
                 choose = scalar.fast_encode_choice if is_fast else scalar.encode_choice
-            choose_decoder = scalar.decode_choice if is_exact else scalar.fast_decode_choice
+            choose_decoder = scalar.fast_decode_choice if is_fast else scalar.decode_choice
             self._encoders.append(scalar.Encoder(form, rotation, table, mode, choose))
             self._decoders.append(scalar.Decoder(form, rotation, table, choose_decoder))
             self._rotated.append(scalar.Decoder(form, unrotated, table))

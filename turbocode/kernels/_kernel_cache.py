@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 _COMPILERS = ("numba", "numba-cuda", "llvmlite", "nvidia-nvvm", "nvidia-nvjitlink", "nvidia-cuda-nvrtc")
+_INSTRUCTIONS = ("_cuda.py", "_ptx.py", "_ptx_bits.py", "_ptx_matrices.py")
 _PLAIN = (bool, int, float, str, bytes, type(None), np.generic)
 
 
@@ -44,7 +45,7 @@ def _surroundings() -> str:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions.append(f"{name} {importlib.metadata.version(name)}")
     here = Path(__file__).parent
-    sources = [hashlib.sha256((here / name).read_bytes()).hexdigest() for name in ("_cuda.py", "_ptx.py")]
+    sources = [hashlib.sha256((here / name).read_bytes()).hexdigest() for name in _INSTRUCTIONS]
     return json.dumps([sys.version, versions, sources])
 
 

@@ -257,7 +257,7 @@ def launch(
     shared_bytes : dynamic shared memory of a block, the same on every launch of the kernel
     """
     if IS_SIMULATED:
-        kernel.launch(grid, threads, *args, shared_bytes=shared_bytes)
+        kernel.launch(1 if is_persistent else grid, threads, *args, shared_bytes=shared_bytes)
         return
     function, at_once = _load(kernel, len(args), threads, device, shared_bytes)
     if is_persistent and grid > at_once:

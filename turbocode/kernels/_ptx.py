@@ -124,6 +124,16 @@ def _rounded(operation: Callable[..., Any]) -> Callable[..., np.float32]:
 add = instruction("add.rn.f32 $0, $1, $2;", f32, (f32, f32), _rounded(lambda a, b: a + b))
 subtract = instruction("sub.rn.f32 $0, $1, $2;", f32, (f32, f32), _rounded(lambda a, b: a - b))
 multiply = instruction("mul.rn.f32 $0, $1, $2;", f32, (f32, f32), _rounded(lambda a, b: a * b))
+
+
+def _toward_zero(a: Any, b: Any) -> np.float32:
+    exact = np.float64(np.float32(a)) + np.float64(np.float32(b))
+    near = np.float32(exact)
+    return np.nextafter(near, np.float32(0)) if abs(np.float64(near)) > abs(exact) else near
+
+
+add_toward_zero = instruction("add.rz.f32 $0, $1, $2;", f32, (f32, f32), _toward_zero)
+minimum = instruction("min.f32 $0, $1, $2;", f32, (f32, f32), _rounded(np.fmin))
 divide = instruction("div.rn.f32 $0, $1, $2;", f32, (f32, f32), _rounded(lambda a, b: a / b))
 square_root = instruction("sqrt.rn.f32 $0, $1;", f32, (f32,), _rounded(np.sqrt))
 multiply_add = instruction(
@@ -198,110 +208,61 @@ store_u32x4 = instruction(
 
 
 # What the lanes of a warp tell each other. The simulator puts its own answer into `_cuda.collective`.
-def _collective(name: str) -> Callable[..., Any]:
+def collective_meaning(name: str) -> Callable[..., Any]:
+    """The meaning of an instruction that the simulator settles for all lanes of a warp."""
     return lambda *args: _cuda.collective(name, args)
 
 
 shuffle_xor = instruction(
-    "shfl.sync.bfly.b32 $0, $1, $2, 0x1f, 0xffffffff;", u32, (u32, u32), _collective("xor"), is_collective=True
+    "shfl.sync.bfly.b32 $0, $1, $2, 0x1f, 0xffffffff;", u32, (u32, u32), collective_meaning("xor"), is_collective=True
 )
 shuffle_xor_f32 = instruction(
-    "shfl.sync.bfly.b32 $0, $1, $2, 0x1f, 0xffffffff;", f32, (f32, u32), _collective("xor"), is_collective=True
+    "shfl.sync.bfly.b32 $0, $1, $2, 0x1f, 0xffffffff;", f32, (f32, u32), collective_meaning("xor"), is_collective=True
 )
 shuffle_index = instruction(
-    "shfl.sync.idx.b32 $0, $1, $2, 0x1f, 0xffffffff;", u32, (u32, u32), _collective("index"), is_collective=True
+    "shfl.sync.idx.b32 $0, $1, $2, 0x1f, 0xffffffff;", u32, (u32, u32), collective_meaning("index"), is_collective=True
 )
 shuffle_index_f32 = instruction(
-    "shfl.sync.idx.b32 $0, $1, $2, 0x1f, 0xffffffff;", f32, (f32, u32), _collective("index"), is_collective=True
+    "shfl.sync.idx.b32 $0, $1, $2, 0x1f, 0xffffffff;", f32, (f32, u32), collective_meaning("index"), is_collective=True
+)
+# Itself, in a way that the compiler cannot see through: it stays in its register instead of being worked out again.
+anchored = instruction(
+    "shfl.sync.bfly.b32 $0, $1, 0, 0x1f, 0xffffffff;", u32, (u32,), lambda value: value, is_collective=True
+)
+# A number that is the same in all lanes, so that the compiler knows: what depends on it does not divide the warp.
+uniform = instruction(
+    "shfl.sync.idx.b32 $0, $1, 0, 0x1f, 0xffffffff;", u32, (u32,), lambda value: value, is_collective=True
 )
 any_lane = instruction(
     "{.reg .pred p, q; setp.ne.u32 p, $1, 0; vote.sync.any.pred q, p, 0xffffffff; selp.u32 $0, 1, 0, q;}",
     u32,
     (u32,),
-    _collective("any"),
+    collective_meaning("any"),
     is_collective=True,
 )
 lanes_where = instruction(
     "{.reg .pred p; setp.ne.u32 p, $1, 0; vote.sync.ballot.b32 $0, p, 0xffffffff;}",
     u32,
     (u32,),
-    _collective("ballot"),
+    collective_meaning("ballot"),
     is_collective=True,
 )
 sync_warp = instruction(
-    "bar.warp.sync 0xffffffff;", None, (), _collective("sync"), touches_memory=True, is_collective=True
+    "bar.warp.sync 0xffffffff;", None, (), collective_meaning("sync"), touches_memory=True, is_collective=True
 )
 
 
-# Tensor cores: D (16 x 8) = A (16 x 16, rows) B (16 x 8, columns) + C, float32 sums of float16 or bfloat16 products.
-# Lane 4 g + t holds parts of rows g and g + 8 of A, of column g of B (PTX ISA, section 9.7.14).
-def _fragment(words: list[int], convert: Callable[[int], np.float32]) -> list[np.float32]:
-    return [convert(word >> shift & 0xFFFF) for word in words for shift in (0, 16)]
+def _selected(pair: int, which: int) -> int:
+    byte = pair >> 8 * (which & 7) & 0xFF
+    return (0xFF if byte & 0x80 else 0) if which & 8 else byte
 
 
-def _multiply_matrices(convert: Callable[[int], np.float32]) -> Callable[[list[Any]], list[Any]]:
-    def meaning(args: list[Any]) -> list[Any]:
-        a, b, c = np.zeros((16, 16)), np.zeros((16, 8)), np.zeros((16, 8))
-        for lane, values in enumerate(args):
-            g, t = divmod(lane, 4)
-            left, right = (_fragment([int(w) for w in part], convert) for part in (values[:4], values[4:6]))
-            for row, column, first in ((g, 2 * t, 0), (g + 8, 2 * t, 2), (g, 2 * t + 8, 4), (g + 8, 2 * t + 8, 6)):
-                a[row, column : column + 2] = left[first : first + 2]
-            b[2 * t : 2 * t + 2, g], b[2 * t + 8 : 2 * t + 10, g] = right[:2], right[2:]
-            c[g, 2 * t : 2 * t + 2], c[g + 8, 2 * t : 2 * t + 2] = values[6:8], values[8:10]
-        d = (a @ b + c).astype(np.float32)
-        return [(*d[lane // 4, 2 * (lane % 4) :][:2], *d[lane // 4 + 8, 2 * (lane % 4) :][:2]) for lane in range(32)]
-
-    return meaning
-
-
-def _half_value(bits: int) -> np.float32:
-    return np.float32(np.uint16(bits).view(np.float16))
-
-
-def _bfloat_value(bits: int) -> np.float32:
-    return np.uint32(bits << 16).view(np.float32)
-
-
-_MMA = (
-    "mma.sync.aligned.m16n8k16.row.col.f32.{0}.{0}.f32 "
-    "{{$0,$1,$2,$3}}, {{$4,$5,$6,$7}}, {{$8,$9}}, {{$10,$11,$12,$13}};"
-)
-_cuda.define_collective("multiply_halves", _multiply_matrices(_half_value))
-_cuda.define_collective("multiply_bfloats", _multiply_matrices(_bfloat_value))
-multiply_halves = instruction(
-    _MMA.format("f16"), (f32,) * 4, (u32,) * 6 + (f32,) * 4, _collective("multiply_halves"), is_collective=True
-)
-multiply_bfloats = instruction(
-    _MMA.format("bf16"), (f32,) * 4, (u32,) * 6 + (f32,) * 4, _collective("multiply_bfloats"), is_collective=True
-)
-
-
-def _multiply_thin(args: list[Any]) -> list[Any]:
-    words = np.array([values[:3] for values in args], np.uint32).view(np.float16).astype(np.float64)
-    low, high, right = words.reshape(8, 4, 3, 2).transpose(2, 0, 1, 3).reshape(3, 8, 8)
-    c = np.array([values[3:] for values in args], np.float64).reshape(8, 4, 2, 2).transpose(2, 0, 1, 3)
-    d = np.stack((low @ right.T, high @ right.T)) + c.reshape(2, 8, 8)
-    rows = d.astype(np.float32).reshape(2, 8, 4, 2).transpose(1, 2, 0, 3).reshape(32, 4)
-    return [tuple(row) for row in rows]
-
-
-# The same with A (16 x 8) and B (8 x 8), float16.
-_cuda.define_collective("multiply_thin_halves", _multiply_thin)
-multiply_thin_halves = instruction(
-    "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {$0,$1,$2,$3}, {$4,$5}, {$6}, {$7,$8,$9,$10};",
-    (f32,) * 4,
-    (u32,) * 3 + (f32,) * 4,
-    _collective("multiply_thin_halves"),
-    is_collective=True,
-)
+# Four of eight bytes; with 8 added to its number, the sign of a byte instead: 0 or 255.
 select_bytes = instruction(
     "prmt.b32 $0, $1, $2, $3;",
     u32,
     (u32, u32, u32),
-    lambda a, b, which: sum(
-        ((int(a) | int(b) << 32) >> 8 * (int(which) >> 4 * i & 7) & 0xFF) << 8 * i for i in range(4)
-    ),
+    lambda a, b, which: sum(_selected(int(a) | int(b) << 32, int(which) >> 4 * i & 15) << 8 * i for i in range(4)),
 )
 shift_right_signed = instruction(
     "shr.s32 $0, $1, $2;", u32, (u32, u32), lambda a, n: _u32(((int(a) ^ 1 << 31) - (1 << 31)) >> int(n)).item()
@@ -389,17 +350,6 @@ def wait_for_copies(n_left: int) -> Any:
     )
 
 
-# 8 x 8 matrices of 16-bit numbers: lane 4 g + t holds columns 2 t and 2 t + 1 of row g.
-def _transpose(args: list[Any]) -> list[Any]:
-    words = np.array([[int(arg[0]) & 0xFFFF, int(arg[0]) >> 16] for arg in args], np.uint32)
-    turned = words.reshape(8, 8).T.reshape(32, 2)
-    return [int(low) | int(high) << 16 for low, high in turned]
-
-
-_cuda.define_collective("transpose", _transpose)
-transpose_halves = instruction(
-    "movmatrix.sync.aligned.m8n8.trans.b16 $0, $1;", u32, (u32,), _collective("transpose"), is_collective=True
-)
 shift_right_wide = instruction(
     "shf.r.wrap.b32 $0, $1, $2, $3;",
     u32,

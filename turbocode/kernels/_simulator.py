@@ -167,7 +167,7 @@ def wait_for_copies(n_left: int) -> None:
             target.write(np.uint8, found)
 
 
-def _shared_array(shape: int, dtype: Any) -> Any:
+def _shared_array(shape: int, dtype: Any, alignment: int = 16) -> Any:
     frame = sys._getframe(1)
     block = getcurrent().block
     if shape == 0:  # what the launch asks for

@@ -20,6 +20,7 @@ from turbocode.kernels.scalar import (
     decode_lanes,
     decode_shared,
     decode_tensor,
+    encode_ggml,
     encode_lanes,
     encode_shared,
     encode_tensor,
@@ -35,7 +36,7 @@ from turbocode.kernels.trellis.trellis import Trellis
 
 ARCHITECTURES = ((8, 0), (9, 0), (12, 0))
 _WIDE_LOAD, _WIDE_STORE, _EXCHANGE, _TENSOR = r"LDG\.E\..*128", r"STG\.E\..*128", r"SHFL", r"HMMA"
-_SHARED_LOAD = r"LDS\.128"
+_SHARED_LOAD, _ASYNCHRONOUS_COPY = r"LDS\.128", r"LDGSTS\.E.*128"
 _TYPES = {"fp16": FLOAT16, "bf16": BFLOAT16, "fp32": FLOAT32}
 
 
@@ -94,8 +95,10 @@ def _rotations() -> Iterator[KernelEntry]:
 def _encoders() -> Iterator[KernelEntry]:
     n = encode_lanes.N_ARGS
     scalar = ("turbo2", "turbo3", "turbo4", "turbo2_0", "turbo3_0", "q8_0", "q4_0", "f16")
+    packed = ("q8_0", "q4_0")
     for name in scalar:
-        for type_name, value_type in _TYPES.items() if name == "turbo3" else [("fp16", FLOAT16)]:
+        types = _TYPES if name == "turbo3" else {"bf16": BFLOAT16} if name in packed else {"fp16": FLOAT16}
+        for type_name, value_type in types.items():
             variant = _encode_variant(name, 128, value_type)
             yield KernelEntry(
                 f"encode {name} 128 {type_name}",
@@ -112,6 +115,16 @@ def _encoders() -> Iterator[KernelEntry]:
             255 if name == "turbo4" else 128,
             (_WIDE_LOAD,),
         )
+    for name in packed:
+        for is_strided in (False, True):
+            variant = _encode_variant(name, 128, FLOAT16, is_strided=is_strided)
+            yield KernelEntry(
+                f"encode {name} 128 fp16" + (", strided" if is_strided else ""),
+                lambda v=variant: encode_ggml.encode_kernel(v)[0],  # type: ignore[misc]
+                n,
+                64,
+                (*(() if is_strided else (_WIDE_STORE,)), _ASYNCHRONOUS_COPY, r"HMNMX2"),
+            )
     for name, head_dim in (("turbo3", 96), ("turbo4", 80), ("q8_0", 96), ("q4_0", 96)):
         variant = _encode_variant(name, head_dim, FLOAT16, is_measured=True)
         yield KernelEntry(
@@ -120,16 +133,31 @@ def _encoders() -> Iterator[KernelEntry]:
             n,
             128,
         )
-    for name in ("turbo2", "turbo3", "turbo4", "turbo3_0"):
-        for g in (64, 128) if name == "turbo3" else (128,):
-            variant = _encode_variant(name, g, FLOAT16)
+    fast = (
+        *(("turbo2", 128, "fp16"), ("turbo3", 128, "fp16"), ("turbo4", 128, "fp16"), ("turbo3_0", 128, "fp16")),
+        *(("turbo3", 64, "fp16"), ("turbo3", 32, "fp16"), ("turbo4", 32, "fp16"), ("turbo3", 128, "bf16")),
+    )
+    for name, g, type_name in fast:
+        for is_strided in (False, True) if name == "turbo3" and g == 128 else (False,):
+            variant = _encode_variant(name, g, _TYPES[type_name], is_strided=is_strided)
             yield KernelEntry(
-                f"fast encode {name} {g} fp16",
+                f"fast encode {name} {g} {type_name}" + (", strided" if is_strided else ""),
                 lambda v=variant: encode_tensor.encode_kernel(v)[0],  # type: ignore[misc]
                 n,
-                128,
-                (_WIDE_LOAD, _WIDE_STORE, _TENSOR, r"FFMA\.SAT"),
+                96,
+                (
+                    *(() if is_strided else (_WIDE_STORE,)),
+                    *(_ASYNCHRONOUS_COPY, _TENSOR, r"SHFL\.IDX" if name == "turbo4" else r"SHF\.L\.W"),
+                ),
             )
+    unbiased = _encode_variant("turbo4", 128, FLOAT16)._replace(mode=NormMode.UNBIASED)
+    yield KernelEntry(
+        "fast encode turbo4:norm=unbiased 128 fp16",
+        lambda: encode_tensor.encode_kernel(unbiased)[0],
+        n,
+        128,
+        (_TENSOR,),
+    )
 
 
 def _trellises() -> Iterator[KernelEntry]:
@@ -206,14 +234,19 @@ def _decoders() -> Iterator[KernelEntry]:
             n,
             64,
         )
-    for type_name, value_type in _TYPES.items():
-        variant = _decode_variant("turbo4", 128, value_type)
+    fast = (
+        *(("turbo2", 128, "fp16"), ("turbo3", 128, "fp16"), ("turbo4", 128, "fp16"), ("turbo3_0", 128, "fp16")),
+        *(("turbo3", 128, "bf16"), ("turbo3", 128, "fp32"), ("turbo4", 128, "fp32"), ("turbo3", 64, "fp16")),
+        ("turbo4", 32, "fp16"),
+    )
+    for name, g, type_name in fast:
+        variant = _decode_variant(name, g, _TYPES[type_name])
         yield KernelEntry(
-            f"fast decode turbo4 128 {type_name}",
+            f"fast decode {name} {g} {type_name}",
             lambda v=variant: decode_tensor.decode_kernel(v)[0],  # type: ignore[misc]
             n,
-            128,
-            (_WIDE_STORE, _TENSOR, _EXCHANGE),
+            80,
+            (_WIDE_STORE, _TENSOR, _ASYNCHRONOUS_COPY),
         )
 
 

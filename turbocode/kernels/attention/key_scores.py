@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from turbocode.formats.block_format import BlockFormat
-from turbocode.kernels import _ptx
+from turbocode.kernels import _ptx, _ptx_matrices
 from turbocode.kernels._cuda import at, cuda, device, types
 from turbocode.kernels.attention.in_turn import in_turn
 from turbocode.kernels.attention.lookup import Lookup
@@ -78,7 +78,7 @@ def key_scores(form: BlockFormat, head_dim: int, lookup: Lookup, n_column_tiles:
             a2, a3 = second(xa, table, place), second(xb, table, place)
             for n in range(n_column_tiles):
                 v, w = chain + 4 * n, words * n + word
-                d = _ptx.multiply_halves(a0, a1, a2, a3, q[w], q[w + 1], c[v], c[v + 1], c[v + 2], c[v + 3])
+                d = _ptx_matrices.multiply_halves(a0, a1, a2, a3, q[w], q[w + 1], c[v], c[v + 1], c[v + 2], c[v + 3])
                 c[v], c[v + 1], c[v + 2], c[v + 3] = d[0], d[1], d[2], d[3]
 
         return multiply

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from turbocode.kernels import _ptx
+from turbocode.kernels import _ptx, _ptx_matrices
 from turbocode.kernels._cuda import cuda, device, types
 
 UNSEEN = np.float32(-1e30)  # a maximum before there is any: finite, so that differences are
@@ -109,7 +109,7 @@ def softmax(n_column_tiles: int, n_sums: int, n_blocks: int, tile: int) -> Softm
                     v = n_columns * row + 2 * n
                     word = _ptx.pack_halves(s[v] * norm, s[v + 1] * norm)
                     w = per_half * (row // 2) + 2 * (n_column_tiles * block + n) + row % 2
-                    weights[w] = _ptx.transpose_halves(word)
+                    weights[w] = _ptx_matrices.transpose_halves(word)
 
     @device
     def finish(total: Any) -> None:

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from turbocode.formats.block_format import BlockFormat
-from turbocode.kernels import _ptx
 from turbocode.kernels._cuda import cuda, device, types
+from turbocode.kernels._ptx_matrices import multiply_halves
 from turbocode.kernels.attention.in_turn import in_turn
 from turbocode.kernels.attention.key_scores import HALF_TILE
 from turbocode.kernels.attention.lookup import Lookup
@@ -73,7 +73,7 @@ def value_sums(form: BlockFormat, head_dim: int, lookup: Lookup, n_column_tiles:
             a2, a3 = first(far, table, place), second(far, table, place)
             for n in range(n_column_tiles):
                 v, w = n_sums * n + base, first_weight + 2 * (n_column_tiles * block + n)
-                d = _ptx.multiply_halves(a0, a1, a2, a3, weights[w], weights[w + 1], o[v], o[v + 1], o[v + 2], o[v + 3])
+                d = multiply_halves(a0, a1, a2, a3, weights[w], weights[w + 1], o[v], o[v + 1], o[v + 2], o[v + 3])
                 o[v], o[v + 1], o[v + 2], o[v + 3] = d[0], d[1], d[2], d[3]
 
         return multiply

@@ -30,16 +30,19 @@ from turbocode.kernels.gpu_call import (
     start,
 )
 from turbocode.kernels.scalar import (
+    by_cell,
     decode_lanes,
     decode_shared,
     decode_tensor,
+    encode_ggml,
     encode_lanes,
     encode_shared,
     encode_tensor,
 )
 from turbocode.kernels.scalar.decode_lanes import DecodeVariant
 from turbocode.kernels.scalar.encode_lanes import EncodeVariant
-from turbocode.kernels.scalar.gpu_steps import CENTROIDS_AT, N_FACTS, TABLE_SIZE
+from turbocode.kernels.scalar.gpu_steps import CELLS_AT, CENTROIDS_AT, HALF_SCALE_AT, N_FACTS, TABLE_SIZE
+from turbocode.kernels.scalar.half_scale import half_scale
 from turbocode.kernels.scalar.norm_mode import NormMode
 from turbocode.kernels.vectors import geometry
 
@@ -49,6 +52,8 @@ KernelChoice = Callable[[EncodeVariant], tuple[Any, int, int]]
 
 def encode_choice(variant: EncodeVariant) -> tuple[Any, int, int]:
     """The scalar encoder for a variant whose blocks are the CPU's."""
+    if encode_ggml.can_encode(variant):
+        return (*encode_ggml.encode_kernel(variant), encode_ggml.THREADS)
     if is_power_of_two(variant.block_format.group_size):
         return (*encode_lanes.encode_kernel(variant), encode_lanes.THREADS)
     return (*encode_shared.encode_kernel(variant), encode_shared.THREADS)
@@ -62,8 +67,8 @@ def fast_encode_choice(variant: EncodeVariant) -> tuple[Any, int, int]:
 
 
 def fast_decode_choice(variant: DecodeVariant) -> tuple[Any, int, int]:
-    """The fastest decoder for a variant: with fewer than 4 bits, lanes are faster than tensor cores (docs/log.md)."""
-    if variant.block_format.bits == 4 and decode_tensor.can_decode(variant):
+    """The fastest decoder for a variant with a symmetric codebook."""
+    if decode_tensor.can_decode(variant):
         return (*decode_tensor.decode_kernel(variant), decode_tensor.THREADS)
     return decode_choice(variant)
 
@@ -80,6 +85,17 @@ def scalar_table(centroids: NDArray[np.float32], boundaries: NDArray[np.float32]
     table = np.zeros(TABLE_SIZE, np.float32)
     table[: len(boundaries)] = boundaries
     table[CENTROIDS_AT : CENTROIDS_AT + len(centroids)] = centroids
+    return table
+
+
+def fast_table(centroids: NDArray[np.float32], boundaries: NDArray[np.float32]) -> NDArray[np.float32]:
+    """`scalar_table` with what the fast kernels read of a symmetric codebook besides."""
+    table = scalar_table(centroids, boundaries)
+    table[HALF_SCALE_AT] = half_scale(centroids)
+    if len(centroids) == 1 << by_cell.BITS:
+        kept = by_cell.cells(boundaries)
+        assert kept is not None, "see encode_tensor.is_symmetric"
+        table[CELLS_AT:] = kept.view(np.float32)
     return table
 
 

@@ -1,7 +1,10 @@
-"""The fast decoder of scalar codebooks: rotation back on the tensor cores. See encode_tensor.py.
+"""The fast decoder of scalar codebooks that are symmetric: rotation back on the tensor cores. See encode_tensor.py.
 
-A centroid is the sum of two float16 numbers, which the lanes of a warp keep for one another, so that the products are
-as good as float32; the norm and the rotation's scale are one factor at the end. The last bit may differ from the CPU's.
+Centroids come in pairs from a table (pair_table.py); signs after the rotation turn indices around, those before it are
+flipped in the packed output; the norm, the rotation's scale and that of the centroids are one factor at the end.
+
+Scaled centroids are rounded to float16, to 1e-6 of their size with 2 bits, 2.2e-5 with 3 and 8.3e-5 with 4 for the
+codebooks of groups of 128: less than the 2e-4 (root mean square) of rounding the decoded values to float16.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ import functools
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from turbocode.formats.block_format import BlockFormat, Layout
 from turbocode.kernels import _ptx
@@ -17,22 +21,85 @@ from turbocode.kernels._cuda import at, cuda, device, kernel, shared_address, ty
 from turbocode.kernels.fwht.lanes import CHUNK, FLOAT16, FLOAT32, VALUE_BYTES, lanes_for, storer
 from turbocode.kernels.fwht.tensor_lanes import GROUPS, LANES, SIZES, pair_masks, tensor_lanes
 from turbocode.kernels.scalar.decode_lanes import DecodeVariant
-from turbocode.kernels.scalar.gpu_steps import CENTROIDS_AT
+from turbocode.kernels.scalar.gpu_steps import HALF_SCALE_AT
+from turbocode.kernels.scalar.pair_table import pair_table
+from turbocode.kernels.scalar.tensor_indices import chunk_signs
 from turbocode.kernels.scalar.tile import WORD, tile_bytes, tile_reader
 from turbocode.kernels.vectors import group_address
 
-THREADS = 128
-BLOCKS_PER_MULTIPROCESSOR = 4
+THREADS = 256
+BLOCKS_PER_MULTIPROCESSOR = 3
 
-float32, int32, uint32, uint64 = types.float32, types.int32, types.uint32, types.uint64
-_ZERO = np.float32(0.0)
+float32, uint32, uint64 = types.float32, types.uint32, types.uint64
 
 
 def can_decode(variant: DecodeVariant) -> bool:
-    """Whether this decoder knows the variant."""
+    """Whether this decoder knows the variant, if its codebook is symmetric."""
     form = variant.block_format
     is_known = form.layout in (Layout.BITSTREAM, Layout.SPLIT_PLANES) and form.group_size in SIZES
-    return is_known and not variant.rotation.is_identity
+    return is_known and form.bits in (2, 3, 4) and not variant.rotation.is_identity
+
+
+def _mirrors(form: BlockFormat, signs: NDArray[np.float32]) -> NDArray[np.uint32]:
+    """(4, chunks): what turns the indices of lane t's chunk around where the sign is negative.
+
+    Of split planes, the low one in the lower half, the high one in the upper.
+    """
+    negative, e = chunk_signs(signs).astype(np.uint64), np.arange(CHUNK, dtype=np.uint64)
+    if form.layout is Layout.SPLIT_PLANES:
+        words = ((negative * 3 << 2 * e) | negative << e + 16).sum(axis=-1)
+    else:
+        words = (negative * ((1 << form.bits) - 1) << form.bits * e).sum(axis=-1)
+    return np.ascontiguousarray(words.astype(np.uint32))
+
+
+def _storer(out_type: int, n_values: int) -> Any:
+    """store(address, d, factor, masks): the last stage, times the factor, with flipped signs, in 16 bits a value."""
+    pack = _ptx.pack_halves if out_type == FLOAT16 else _ptx.pack_bfloats
+    n_chunks = n_values // CHUNK
+
+    @device
+    def four(d: Any, v: Any, factor: Any) -> Any:
+        first, second = d[v + 2] * factor, d[v + 3] * factor
+        low = pack(_ptx.multiply_add(d[v], factor, first), _ptx.multiply_add(d[v + 1], factor, second))
+        high = pack(_ptx.multiply_add(d[v], factor, -first), _ptx.multiply_add(d[v + 1], factor, -second))
+        return low, high
+
+    @device
+    def store(address: Any, d: Any, factor: Any, masks: Any) -> None:
+        for chunk in range(n_chunks):
+            a, b = four(d, CHUNK * chunk, factor)
+            c, e = four(d, CHUNK * chunk + 4, factor)
+            w = 4 * chunk
+            _ptx.store_u32x4(
+                address + uint64(chunk * 16 * LANES),
+                uint32(a ^ masks[w]),
+                uint32(b ^ masks[w + 1]),
+                uint32(c ^ masks[w + 2]),
+                uint32(e ^ masks[w + 3]),
+            )
+
+    return store
+
+
+def _wide_storer(n_values: int, group_size: int) -> Any:
+    """store(address, d, factor, mask): the same in float32; bit v of the mask flips value v."""
+    flip, put = lanes_for(group_size).flip, storer(FLOAT32, LANES, n_values)
+
+    @device
+    def two(d: Any, v: Any, factor: Any) -> None:
+        low, high = d[v], d[v + 2] * factor
+        d[v], d[v + 2] = _ptx.multiply_add(low, factor, high), _ptx.multiply_add(low, factor, -high)
+
+    @device
+    def store(address: Any, d: Any, factor: Any, mask: Any) -> None:
+        for quad in range(n_values // 4):
+            two(d, 4 * quad, factor)
+            two(d, 4 * quad + 1, factor)
+        flip(d, mask)
+        put(address, d)
+
+    return store
 
 
 @functools.cache
@@ -40,62 +107,45 @@ def decode_kernel(variant: DecodeVariant) -> tuple[Any, int]:
     """(kernel, -groups that a block handles at a time); arguments as those of decode_lanes.py."""
     assert can_decode(variant), variant
     form, rotation, out_type = variant.block_format, variant.rotation, variant.out_type
-    g, bits = form.group_size, form.bits
+    g = form.group_size
     lanes = tensor_lanes(g, FLOAT16)
     n_values, n_words, n_chunks = lanes.values, lanes.words, lanes.values // CHUNK
     plain = lanes_for(g)
     assert plain.lanes == LANES
-    flips, signs = pair_masks(rotation.signs_after), plain.masks(rotation.signs_before)
-    out_flips = pair_masks(rotation.signs_before)
-    is_signed = bool(flips.any() or signs.any())
-    store, flip, turn_scale = storer(out_type, LANES, n_values), plain.flip, rotation.scale
+    mirrors, signs = _mirrors(form, rotation.signs_after), plain.masks(rotation.signs_before)
+    flips = pair_masks(rotation.signs_before)
+    is_signed = bool(mirrors.any() or signs.any())
     is_wide = out_type == FLOAT32
-    pack = _ptx.pack_halves if out_type == FLOAT16 else _ptx.pack_bfloats
+    store_wide, store_packed = _wide_storer(n_values, g), _storer(out_type, n_values)
+    turn_scale = rotation.scale
     group_bytes, value_bytes = form.bytes_per_group, VALUE_BYTES[out_type]
-    tile = tile_bytes(GROUPS * group_bytes)
-    n_tiles = tile * (THREADS // 32) // 4
-    n_levels = 1 << bits
+    pairs_of = pair_table(form)
+    n_pairs = pairs_of.words
+    n_bytes = GROUPS * group_bytes
+    tile = tile_bytes(n_bytes + pairs_of.margin)
+    n_warps = THREADS // 32
+    n_tiles, n_masks = 2 * tile * n_warps // 4, LANES * n_words
     read_in = tile_reader(variant.reads_strided, group_bytes, LANES)
     write_at = group_address(variant.writes_strided, g * value_bytes)
-    indices = _index_reader(form)
-    hadamard, transform_sum = lanes.hadamard, lanes.transform_sum
-
-    @device
-    def store_flipped(address: Any, r: Any, masks: Any) -> None:
-        for chunk in range(n_chunks):
-            v, w = CHUNK * chunk, 4 * chunk
-            _ptx.store_u32x4(
-                address + uint64(chunk * 16 * LANES),
-                uint32(pack(r[v], r[v + 1]) ^ masks[w]),
-                uint32(pack(r[v + 2], r[v + 3]) ^ masks[w + 1]),
-                uint32(pack(r[v + 4], r[v + 5]) ^ masks[w + 2]),
-                uint32(pack(r[v + 6], r[v + 7]) ^ masks[w + 3]),
-            )
-
-    n_bytes = GROUPS * group_bytes
+    hadamard, transform = lanes.hadamard, lanes.transform
+    fill, spot, read = pairs_of.fill, pairs_of.spot, pairs_of.read
     is_ahead = not variant.reads_strided and n_bytes % WORD == 0
-    n_loads = -(-n_bytes // (32 * WORD))
-    n_ahead = 4 * n_loads
+    n_loads, wait = -(-n_bytes // (32 * WORD)), _ptx.wait_for_copies(0)
 
     @device
-    def fetch(ahead: Any, source: Any, first: Any, lane: Any, n_groups: Any) -> None:
-        """Load the blocks of the warp's groups from `first` on into registers, if they are all there."""
-        if is_ahead and uint64(first) + uint64(GROUPS) <= n_groups:
+    def is_whole(first: Any, n_groups: Any) -> Any:
+        return is_ahead and uint32(first + uint32(GROUPS)) <= uint32(n_groups)
+
+    @device
+    def fetch(tile: Any, source: Any, first: Any, lane: Any, n_groups: Any) -> None:
+        """Start to copy the blocks of the warp's groups from `first` on, if they are all there."""
+        if is_whole(first, n_groups):
+            start = source + uint64(first) * uint64(group_bytes)
             for number in range(n_loads):
                 byte = uint32(uint32(lane * uint32(WORD)) + uint32(number * 32 * WORD))
                 if byte < uint32(n_bytes):
-                    words = _ptx.stream_u32x4(source + (uint64(first) * uint64(group_bytes) + uint64(byte)))
-                    for e in range(4):
-                        ahead[4 * number + e] = words[e]
-
-    @device
-    def keep(ahead: Any, tile: Any, lane: Any) -> None:
-        """Put what `fetch` loaded into the warp's shared memory."""
-        for number in range(n_loads):
-            byte = uint32(uint32(lane * uint32(WORD)) + uint32(number * 32 * WORD))
-            if byte < uint32(n_bytes):
-                n = 4 * number
-                _ptx.store_shared_u32x4(at(tile, byte), ahead[n], ahead[n + 1], ahead[n + 2], ahead[n + 3])
+                    _ptx.copy_async_whole(at(tile, byte), start + uint64(byte))
+            _ptx.close_copies()
 
     @kernel(launch_bounds=(THREADS, BLOCKS_PER_MULTIPROCESSOR))
     def decode(
@@ -115,41 +165,50 @@ def decode_kernel(variant: DecodeVariant) -> tuple[Any, int]:
         capacity: Any,
         starts: Any,
     ) -> None:
-        tiles = cuda.shared.array(n_tiles, uint32)
+        pairs = cuda.shared.array(n_pairs, uint32, alignment=16)
+        tiles = cuda.shared.array(n_tiles, uint32, alignment=16)
+        kept_masks = cuda.shared.array(n_masks, uint32, alignment=16)
         words = cuda.local.array(n_words, uint32)
-        rest = cuda.local.array(n_words, uint32)
         masks = cuda.local.array(n_words, uint32)
-        out_masks = cuda.local.array(n_words, uint32)
+        mirror = cuda.local.array(n_chunks, uint32)
         columns = cuda.local.array(8, uint32)
-        ahead = cuda.local.array(n_ahead, uint32)
-        r = cuda.local.array(n_values, float32)
-        thread = uint32(cuda.threadIdx.x)
+        d = cuda.local.array(n_values, float32)
+        thread = _ptx.anchored(uint32(cuda.threadIdx.x))
         lane = uint32(thread & uint32(31))
         t, row = uint32(lane & uint32(3)), uint32(lane >> uint32(2))
-        mine = shared_address(tiles, uint32(thread // uint32(32) * uint32(tile // 4)))
-        hadamard(lane, columns)
-        for w in range(n_words):
-            masks[w], out_masks[w] = uint32(0), uint32(0)
-        if is_signed:
-            for w in range(n_words):
-                masks[w] = cuda.const.array_like(flips)[t, w]
-            if not is_wide:
-                for w in range(n_words):
-                    out_masks[w] = cuda.const.array_like(out_flips)[t, w]
-        own = uint32(lane & uint32(n_levels - 1))  # a lane's number may have anything above the bits of an index
-        centroid = _ptx.load_f32(table + uint64(uint32(4) * uint32(uint32(CENTROIDS_AT) + own)))
-        high = _ptx.low_half(_ptx.pack_halves(centroid, _ZERO))
-        halves = _ptx.pack_halves(centroid, centroid - high)
-        first = uint32(uint32(uint32(cuda.blockIdx.x) * uint32(THREADS // 32) + thread // uint32(32)) * uint32(GROUPS))
+        warp = _ptx.uniform(uint32(thread // uint32(32)))
+        mine = _ptx.anchored(shared_address(tiles, uint32(warp * uint32(2 * tile // 4))))
+        first = uint32(uint32(uint32(cuda.blockIdx.x) * uint32(n_warps) + warp) * uint32(GROUPS))
         last = uint32(n_groups - uint64(1))
-        stride = uint32(uint32(cuda.gridDim.x) * uint32(THREADS // 32 * GROUPS))
-        fetch(ahead, source, first, lane, n_groups)
+        stride = uint32(uint32(cuda.gridDim.x) * uint32(n_warps * GROUPS))
+        fetch(mine, source, first, lane, n_groups)
+        hadamard(lane, columns)
+        lookups, lane_bytes = shared_address(pairs, 0), uint32(lane * uint32(4))
+        fill(lookups, table, thread, THREADS)
+        scale = _ptx.divide(turn_scale, _ptx.load_f32(table + uint64(4 * HALF_SCALE_AT)))
+        wide_mask = uint32(0)
+        for w in range(n_words):
+            masks[w] = uint32(0)
+        for chunk in range(n_chunks):
+            mirror[chunk] = uint32(0)
+        if is_signed:
+            wide_mask = cuda.const.array_like(signs)[t]
+            for chunk in range(n_chunks):
+                mirror[chunk] = cuda.const.array_like(mirrors)[t, chunk]
+            if thread < uint32(n_masks):
+                kept_masks[thread] = cuda.const.array_like(flips)[thread // uint32(n_words), thread % uint32(n_words)]
+        cuda.syncthreads()
+        flipping = _ptx.anchored(at(shared_address(kept_masks, 0), uint32(t * uint32(4 * n_words))))
+        offset = uint32(row * uint32(group_bytes))
+        here = spot(mine, offset, t), _ptx.anchored(at(mine, offset))
+        there = spot(at(mine, tile), offset, t), _ptx.anchored(at(mine, uint32(offset + uint32(tile))))
+        slot, other = mine, at(mine, tile)
         while first <= last:
-            if is_ahead and uint64(first) + uint64(GROUPS) <= n_groups:
-                keep(ahead, mine, lane)
+            if is_whole(first, n_groups):
+                wait()
             else:
                 read_in(
-                    mine,
+                    slot,
                     source,
                     first,
                     lane,
@@ -164,67 +223,27 @@ def decode_kernel(variant: DecodeVariant) -> tuple[Any, int]:
                     starts,
                 )
             _ptx.sync_warp()
-            fetch(ahead, source, uint32(first + stride), lane, n_groups)
-            block = at(mine, uint32(row * uint32(group_bytes)))
-            factor = _ptx.low_half(_ptx.load_shared_u16(block)) * turn_scale
+            fetch(other, source, uint32(first + stride), lane, n_groups)
+            places, norm_place = here
+            factor = _ptx.low_half(_ptx.load_shared_u16(norm_place)) * scale
             for chunk in range(n_chunks):
-                word = indices(block, chunk, t)
-                for pair in range(CHUNK // 2):
-                    a = _ptx.shuffle_index(halves, uint32(word >> uint32(2 * pair * bits)))
-                    b = _ptx.shuffle_index(halves, uint32(word >> uint32((2 * pair + 1) * bits)))
-                    w = 4 * chunk + pair
-                    words[w] = _ptx.select_bytes(a, b, uint32(0x5410))
-                    rest[w] = _ptx.select_bytes(a, b, uint32(0x7632))
-                    if is_signed:
-                        words[w] = uint32(words[w] ^ masks[w])
-                        rest[w] = uint32(rest[w] ^ masks[w])
-            _ptx.sync_warp()
-            transform_sum(words, rest, columns, r)
-            for v in range(n_values):
-                r[v] = r[v] * factor
+                read(places, chunk, lookups, lane_bytes, mirror[chunk], words)
+            here, there = there, here
+            slot, other = other, slot
+            transform(words, columns, d)
             group = uint32(first + row)
             if group <= last:
                 address = write_at(target, group, per_vector, n_tokens, n_heads, out_token, out_head, out_seq)
                 address = address + uint64(t * uint32(CHUNK * value_bytes))
                 if is_wide:
-                    if is_signed:
-                        flip(r, cuda.const.array_like(signs)[t])
-                    store(address, r)
+                    store_wide(address, d, factor, wide_mask)
                 else:
-                    store_flipped(address, r, out_masks)
+                    if is_signed:
+                        for chunk in range(n_chunks):
+                            mask = _ptx.load_shared_u32x4(at(flipping, 16 * chunk))
+                            for e in range(4):
+                                masks[4 * chunk + e] = mask[e]
+                    store_packed(address, d, factor, masks)
             first = uint32(first + stride)
 
-    return decode, -(THREADS // 32 * GROUPS)
-
-
-def _index_reader(form: BlockFormat) -> Any:
-    """indices(block, chunk, t) -> the lane's eight indices in fields of `bits` bits."""
-    bits, is_split = form.bits, form.layout is Layout.SPLIT_PLANES
-    block_bytes, per_block = form.bytes_per_block, form.values_per_block
-    low_bytes = per_block // 4
-
-    @device
-    def indices(block: Any, chunk: Any, t: Any) -> Any:
-        position = uint32(uint32(chunk * CHUNK * LANES) + uint32(t * uint32(CHUNK)))
-        number = uint32(position // uint32(per_block))
-        within = uint32(position - uint32(number * uint32(per_block)))
-        start = at(block, uint32(number * uint32(block_bytes)))
-        word = uint32(0)
-        if is_split:
-            low = _ptx.load_shared_u16(at(start, uint32(uint32(2) + uint32(within // uint32(4)))))
-            high = _ptx.load_shared_u8(at(start, uint32(uint32(2 + low_bytes) + uint32(within // uint32(8)))))
-            for e in range(CHUNK):
-                word = uint32(word | uint32(uint32(uint32(low >> uint32(2 * e)) & uint32(3)) << uint32(3 * e)))
-                word = uint32(word | uint32(uint32(uint32(high >> uint32(e)) & uint32(1)) << uint32(3 * e + 2)))
-        elif bits == 3:
-            place = at(start, uint32(uint32(2) + uint32(uint32(within // uint32(CHUNK)) * uint32(3))))
-            for byte in range(3):
-                word = uint32(word | uint32(_ptx.load_shared_u8(at(place, uint32(byte))) << uint32(8 * byte)))
-        else:
-            place = at(start, uint32(uint32(2) + uint32(uint32(within // uint32(CHUNK)) * uint32(bits))))
-            word = _ptx.load_shared_u16(place)
-            if bits == 4:
-                word = uint32(word | uint32(_ptx.load_shared_u16(at(place, uint32(2))) << uint32(16)))
-        return word
-
-    return indices
+    return decode, -(n_warps * GROUPS)

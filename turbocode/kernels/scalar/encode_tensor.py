@@ -1,10 +1,8 @@
-"""The fast encoder of scalar codebooks that are symmetric: rotation on the tensor cores, indices from magnitudes.
+"""The fast encoder of scalar codebooks that are symmetric: rotation on the tensor cores, indices without comparisons.
 
-What it saves over encode_lanes.py: no exchange between lanes; no conversion of the input; signs after the rotation flip
-the index, not the value, because index(-u) = 2**bits - 1 - index(u); |c|^2 follows from how often each magnitude
-occurs. A GPU adds and multiplies twice as fast as it compares and selects, so comparisons are multiply-adds cut to 0
-and 1, and indices are collected as digits of a float32. With 4 bits a magnitude first finds its cell of 32, whose
-boundary and index a lane of the warp keeps.
+What it saves over encode_lanes.py: no exchange between lanes; no conversion of the input; |x|^2 is a by-product of the
+tensor cores; a value's index takes three to six instructions (by_exponent.py, by_cell.py); |c|^2 follows from how often
+each magnitude occurs. Values arrive in shared memory while the warp works on those before.
 
 Sums come in another order than the CPU's, so that a value within rounding of a boundary may take the next index, and a
 norm within rounding of two float16 the other one. tests/kernels/test_cuda.py bounds how often.
@@ -18,32 +16,32 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from turbocode.formats.block_format import BlockFormat, Layout
+from turbocode.formats.block_format import Layout
 from turbocode.kernels import _ptx
 from turbocode.kernels._cuda import at, cuda, device, kernel, shared_address, types
 from turbocode.kernels.fwht.lanes import BFLOAT16, CHUNK, FLOAT16, VALUE_BYTES
 from turbocode.kernels.fwht.tensor_lanes import GROUPS, LANES, SIZES, pair_masks, tensor_lanes
 from turbocode.kernels.scalar import gpu_steps as steps
+from turbocode.kernels.scalar.by_cell import by_cell, cells
+from turbocode.kernels.scalar.by_exponent import by_exponent
 from turbocode.kernels.scalar.encode_lanes import EncodeVariant
 from turbocode.kernels.scalar.gpu_steps import CENTROIDS_AT
+from turbocode.kernels.scalar.incoming import incoming
 from turbocode.kernels.scalar.norm_mode import NormMode
-from turbocode.kernels.scalar.place import word_placer
 from turbocode.kernels.scalar.tile import tile_bytes, tile_writer
 from turbocode.kernels.vectors import group_address
 
 THREADS = 128
-BLOCKS_PER_MULTIPROCESSOR = 4
-STEEP = np.float32(2.0**40)  # what makes a difference of two values 0 or 1 when it is cut to that range
-N_CELLS = 32
-MAGIC = np.float32(2.0**23)  # adding it to a small number leaves the nearest whole one in the low bits
+BLOCKS_PER_MULTIPROCESSOR = 5
 
-float32, int32, uint32, uint64 = types.float32, types.int32, types.uint32, types.uint64
+float32, uint32, uint64 = types.float32, types.uint32, types.uint64
 _ZERO, _ONE = np.float32(0.0), np.float32(1.0)
 
 
 def is_symmetric(centroids: NDArray[np.float32], boundaries: NDArray[np.float32]) -> bool:
-    """Whether a codebook is its own mirror image, as this encoder assumes."""
-    return bool((centroids == -centroids[::-1]).all() and (boundaries == -boundaries[::-1]).all())
+    """Whether a codebook is its own mirror image, as this encoder assumes; with 4 bits, whether it has cells too."""
+    is_mirrored = bool((centroids == -centroids[::-1]).all() and (boundaries == -boundaries[::-1]).all())
+    return is_mirrored and (len(centroids) != 16 or cells(boundaries) is not None)
 
 
 def can_encode(variant: EncodeVariant) -> bool:
@@ -58,18 +56,64 @@ def can_encode(variant: EncodeVariant) -> bool:
     )
 
 
-@device
-def _whole(digits: Any) -> Any:
-    """A whole number below 2**23 from a float32, by the sum that puts it into the low bits."""
-    return uint32(_ptx.float_bits(digits + MAGIC) & uint32(0x7FFFFF))
+def _rescuer(n_values: int, group_size: int) -> Any:
+    """rescue(d, square) -> (factor, square): values whose squares overflow brought into range; bfloat16 only."""
+    share = np.float32(2.0 / group_size)  # of the squares before the transform's last stage
+
+    @device
+    def rescue(d: Any, square: Any) -> Any:
+        factor = _ONE
+        is_extreme = not (square < steps.SAFE_SQUARE)
+        if _ptx.any_lane(uint32(1 if is_extreme else 0)) != uint32(0):
+            total = _ZERO
+            for v in range(n_values):
+                d[v] = d[v] * (steps.DOWN if is_extreme else _ONE)
+                total = _ptx.multiply_add(d[v], d[v], total)
+            total = total + _ptx.shuffle_xor_f32(total, uint32(1))
+            total = total + _ptx.shuffle_xor_f32(total, uint32(2))
+            if is_extreme:
+                factor, square = steps.UP, total * share
+        return factor, square
+
+    return rescue
 
 
-def _index_masks(form: BlockFormat, signs: NDArray[np.float32]) -> NDArray[np.uint32]:
-    """(4, chunks): what mirrors the indices in lane t's words where the sign after the rotation is negative."""
-    bits = form.bits
-    fields = np.where(signs < 0, (1 << bits) - 1, 0).astype(np.uint64).reshape(-1, LANES, CHUNK)
-    words = (fields << (bits * np.arange(CHUNK, dtype=np.uint64))).sum(axis=-1)
-    return np.ascontiguousarray(words.T.astype(np.uint32))
+def _producer(indices: Any, n_chunks: int, half: int, root: np.float32) -> Any:
+    """product(d, words, short, table): the lane's part of <u, c>, where short is 1 / |x|."""
+    index = indices.index
+
+    @device
+    def one(size: Any, i: Any, table: Any, total: Any) -> Any:
+        upper = i if i >= uint32(half) else uint32(uint32(2 * half - 1) - i)  # c has the sign of u
+        c = _ptx.load_f32(table + uint64(uint32(4) * uint32(uint32(CENTROIDS_AT) + upper)))
+        return _ptx.multiply_add(abs(size), c, total)
+
+    def quad(number: int) -> Any:
+        v = 4 * number
+
+        @device
+        def four(d: Any, words: Any, table: Any, total: Any) -> Any:
+            total = one(d[v] + d[v + 2], index(words, v), table, total)
+            total = one(d[v + 1] + d[v + 3], index(words, v + 1), table, total)
+            total = one(d[v] - d[v + 2], index(words, v + 2), table, total)
+            return one(d[v + 1] - d[v + 3], index(words, v + 3), table, total)
+
+        return four if number < 2 * n_chunks else nothing
+
+    @device
+    def nothing(d: Any, words: Any, table: Any, total: Any) -> Any:
+        return total
+
+    q0, q1, q2, q3, q4, q5, q6, q7 = (quad(number) for number in range(8))
+
+    @device
+    def product(d: Any, words: Any, short: Any, table: Any) -> Any:
+        total = q1(d, words, table, q0(d, words, table, _ZERO))
+        total = q3(d, words, table, q2(d, words, table, total))
+        total = q5(d, words, table, q4(d, words, table, total))
+        return q7(d, words, table, q6(d, words, table, total)) * (short * root)
+
+    return product
 
 
 @functools.cache
@@ -77,37 +121,32 @@ def encode_kernel(variant: EncodeVariant) -> tuple[Any, int]:
     """(kernel, -groups that a block handles at a time); arguments as those of encode_lanes.py."""
     assert can_encode(variant), variant
     form, rotation = variant.block_format, variant.rotation
-    g, bits = form.group_size, form.bits
+    g = form.group_size
     lanes = tensor_lanes(g, variant.value_type)
     n_values, n_words, n_chunks = lanes.values, lanes.words, lanes.values // CHUNK
-    n_boundaries, n_magnitudes = (1 << (bits - 1)) - 1, 1 << (bits - 1)
-    zero_at = n_boundaries  # the boundary at 0: those above it are the boundaries of magnitudes
-    centre = sum(1 << (bits * e + bits - 1) for e in range(CHUNK))
-    field_one = sum(1 << (bits * e) for e in range(CHUNK))
-    flips, mirrors = pair_masks(rotation.signs_before), _index_masks(form, rotation.signs_after)
+    root = np.float32(1.0 / np.sqrt(g))
+    find_by = by_cell if form.bits == 4 else by_exponent
+    indices = find_by(form, float(root), rotation.signs_after.astype(np.float32).tobytes())
+    n_found, n_constants = indices.words, indices.constants
+    flips, mirrors, zeros = pair_masks(rotation.signs_before), indices.mirrors, np.array(indices.zeros, np.uint32)
     is_signed = bool(flips.any() or mirrors.any())
     corrected = steps.fast_norm_corrector(variant.mode)
     needs_product = variant.mode in (NormMode.MSE, NormMode.UNBIASED)
+    may_be_extreme = variant.value_type == BFLOAT16  # the squares of 128 float16 numbers are no trouble
     group_bytes, value_bytes = form.bytes_per_group, VALUE_BYTES[variant.value_type]
     tile = tile_bytes(GROUPS * group_bytes)
-    n_tiles = tile * (THREADS // 32) // 4
+    arriving = incoming(n_chunks, LANES)
+    slot_bytes = arriving.slot_bytes
+    n_warps = THREADS // 32
+    n_tiles, n_slots, n_masks = tile * n_warps // 4, 2 * slot_bytes * n_warps // 4, LANES * n_words
     read_at = group_address(variant.reads_strided, g * value_bytes)
     write_out = tile_writer(variant.writes_strided, group_bytes, LANES)
-    put = word_placer(form, LANES)
-    hadamard, transform = lanes.hadamard, lanes.transform
-    root = np.float32(1.0 / np.sqrt(g))
-    n_table = max(1, n_boundaries)
-    uses_cells = bits == 4
-    per_digit = 4 if bits == 4 else CHUNK  # indices that the 24 bits of a float32 hold
-    n_digits, per_word = n_values // per_digit, CHUNK // per_digit
-    top_cell = np.float32(N_CELLS - 1)
-
-    @device
-    def load(address: Any, words: Any) -> None:
-        for chunk in range(n_chunks):
-            found = _ptx.stream_u32x4(address + uint64(chunk * 16 * LANES))
-            for e in range(4):
-                words[4 * chunk + e] = found[e]
+    hadamard, transform, square_of = lanes.hadamard, lanes.transform, lanes.square
+    fetch, wait, take = arriving.fetch, arriving.wait, arriving.take
+    prepare, find, spot, put = indices.prepare, indices.find, indices.spot, indices.put
+    n_blocks, block_bytes = form.blocks_per_group, form.bytes_per_block
+    rescue = _rescuer(n_values, g)
+    product = _producer(indices, n_chunks, 1 << (form.bits - 1), root)
 
     @device
     def over_lanes(value: Any) -> Any:
@@ -115,132 +154,40 @@ def encode_kernel(variant: EncodeVariant) -> tuple[Any, int]:
         return value + _ptx.shuffle_xor_f32(value, uint32(2))
 
     @device
-    def cell_of(size: Any, reach: Any) -> Any:
-        """The number, in the low bits of a float32, of the cell that a magnitude times `reach` lies in."""
-        return _ptx.multiply_add(_ptx.multiply_add_saturated(size, reach, _ZERO), top_cell, MAGIC)
-
-    @device
-    def digits(
-        r: Any, magnitudes: Any, signs: Any, boundaries: Any, inverse: Any, reach: Any, edge: Any, level: Any
-    ) -> None:
-        """Per digit of n_digit values: fields of `bits` bits of the magnitudes' numbers; and signs, 1 for values
-        above 0.
-
-        Digits side by side, so that their sums, each a chain of additions, go on at the same time.
-        """
-        for d in range(n_digits):
-            magnitudes[d], signs[d] = _ZERO, _ZERO
-        for e in range(per_digit):
-            weight = float32(1 << (bits * e))
-            for d in range(n_digits):
-                value = r[per_digit * d + e]
-                size = abs(value)
-                if uses_cells:
-                    cell = _ptx.float_bits(cell_of(size, reach))
-                    bound, below = _ptx.shuffle_index_f32(edge, cell), _ptx.shuffle_index_f32(level, cell)
-                    above = _ptx.multiply_add_saturated(size, inverse, bound)
-                    magnitudes[d] = _ptx.multiply_add(above, weight, _ptx.multiply_add(below, weight, magnitudes[d]))
-                else:
-                    for b in range(n_boundaries):
-                        above = _ptx.multiply_add_saturated(size, inverse, boundaries[b])
-                        magnitudes[d] = _ptx.multiply_add(above, weight, magnitudes[d])
-                positive = _ptx.multiply_add_saturated(value, inverse, _ZERO)
-                signs[d] = _ptx.multiply_add(positive, weight, signs[d])
+    def flip(words: Any, masks: Any) -> None:
+        for chunk in range(n_chunks):
+            mask = _ptx.load_shared_u32x4(at(masks, 16 * chunk))
+            for e in range(4):
+                words[4 * chunk + e] = uint32(words[4 * chunk + e] ^ mask[e])
 
     @device
     def finish(
-        r: Any,
-        table: Any,
-        squares: Any,
-        boundaries: Any,
-        edge: Any,
-        level: Any,
-        reach: Any,
-        mirror: Any,
-        t: Any,
-        block: Any,
+        d: Any, square: Any, kept: Any, constants: Any, mirror: Any, table: Any, t: Any, places: Any, norm_place: Any
     ) -> None:
-        """The blocks of the lane's group, whose transform is r."""
-        even, odd = _ZERO, _ZERO
-        third, fourth = _ZERO, _ZERO
-        for v in range(0, n_values, 4):
-            even = _ptx.multiply_add(r[v], r[v], even)
-            odd = _ptx.multiply_add(r[v + 1], r[v + 1], odd)
-            third = _ptx.multiply_add(r[v + 2], r[v + 2], third)
-            fourth = _ptx.multiply_add(r[v + 3], r[v + 3], fourth)
-        square = over_lanes((even + odd) + (third + fourth))
+        """The blocks of the lane's group, of which d are the values before the last stage and square is |x|^2."""
+        found = cuda.local.array(n_found, uint32)
         factor = _ONE
-        is_extreme = not (square < steps.SAFE_SQUARE)
-        if _ptx.any_lane(uint32(1 if is_extreme else 0)) != uint32(0):
-            factor, square = steps.UP if is_extreme else _ONE, _ZERO
-            for v in range(n_values):
-                r[v] = r[v] * (steps.DOWN if is_extreme else _ONE)
-                square = _ptx.multiply_add(r[v], r[v], square)
-            square = over_lanes(square)
-        short = _ptx.inverse_root(square)  # of the unnormalised transform: 1 / (sqrt(g) |x|)
-        full = short * square * root * factor
-        is_coded = square <= steps.FINITE_MAX and full >= steps.TINY
-        short = short if is_coded else _ZERO
-        steep = short * STEEP
-        words = cuda.local.array(n_chunks, uint32)
-        counts = cuda.local.array(n_magnitudes, uint32)
-        for m in range(n_magnitudes):
-            counts[m] = uint32(0)
-        found = cuda.local.array(n_digits, float32)
-        found_signs = cuda.local.array(n_digits, float32)
-        digits(r, found, found_signs, boundaries, steep, short * reach, edge, level)
-        for chunk in range(n_chunks):
-            magnitudes, signs = _whole(found[per_word * chunk]), _whole(found_signs[per_word * chunk])
-            if per_word == 2:
-                magnitudes = uint32(magnitudes | uint32(_whole(found[2 * chunk + 1]) << uint32(16)))
-                signs = uint32(signs | uint32(_whole(found_signs[2 * chunk + 1]) << uint32(16)))
-            first = uint32(magnitudes & uint32(field_one))
-            if bits == 2:
-                counts[1] = uint32(counts[1] + _ptx.count_bits(first))
-            else:
-                second = uint32(uint32(magnitudes >> uint32(1)) & uint32(field_one))
-                both = uint32(first & second)
-                if bits == 3:
-                    counts[3] = uint32(counts[3] + _ptx.count_bits(both))
-                    counts[2] = uint32(counts[2] + _ptx.count_bits(second))
-                    counts[1] = uint32(counts[1] + _ptx.count_bits(first))
-                else:
-                    third = uint32(uint32(magnitudes >> uint32(2)) & uint32(field_one))
-                    counts[1] = uint32(counts[1] + _ptx.count_bits(first))
-                    counts[2] = uint32(counts[2] + _ptx.count_bits(second))
-                    counts[3] = uint32(counts[3] + _ptx.count_bits(both))
-                    counts[4] = uint32(counts[4] + _ptx.count_bits(third))
-                    counts[5] = uint32(counts[5] + _ptx.count_bits(uint32(first & third)))
-                    counts[6] = uint32(counts[6] + _ptx.count_bits(uint32(second & third)))
-                    counts[7] = uint32(counts[7] + _ptx.count_bits(uint32(both & third)))
-            inverted = uint32(uint32(uint32(field_one) - signs) * uint32((1 << bits) - 1))
-            words[chunk] = uint32(uint32(magnitudes | uint32(centre)) ^ inverted)
-        cc = _ZERO
-        counts[0] = uint32(n_values)
-        for m in range(n_magnitudes):  # counts[m]: how often all bits of m are set
-            cc = _ptx.multiply_add(_ptx.from_int(int32(counts[m])), squares[m], cc)
-        cc = over_lanes(cc)
-        product = _ZERO
+        if may_be_extreme:
+            factor, square = rescue(d, square)
+        short = _ptx.inverse_root(square)
+        full = short * square * factor
+        cc = over_lanes(find(d, short * constants[0], kept, constants, mirror, found))
+        uc = _ZERO
         if needs_product:
-            for chunk in range(n_chunks):
-                for e in range(CHUNK):
-                    i = uint32(uint32(words[chunk] >> uint32(bits * e)) & uint32((1 << bits) - 1))
-                    c = _ptx.load_f32(table + uint64(uint32(4) * uint32(uint32(CENTROIDS_AT) + i)))
-                    product = _ptx.multiply_add(r[CHUNK * chunk + e], c, product)
-            product = over_lanes(product) * short
-        wanted = _ZERO
-        if is_coded:
-            wanted = corrected(full, product, cc)
-        stored = steps.half_bits(wanted)
-        for chunk in range(n_chunks):
-            word = words[chunk]
-            if is_signed:
-                word = uint32(word ^ mirror[chunk])
+            uc = over_lanes(product(d, found, short, table))
+        is_coded = full >= steps.TINY  # not if it is NaN: |x|^2 was 0, infinite or NaN
+        wanted = corrected(full, uc, cc)
+        if _ptx.any_lane(uint32(0 if is_coded else 1)) != uint32(0):
+            _ptx.sync_warp()  # makes this a jump, which is seldom taken, instead of a selection for each word
             if not is_coded:
-                word = uint32(centre)  # zeros: above the boundary at 0
-            put(block, chunk, t, word, stored)
+                wanted = _ZERO
+                for w in range(n_found):
+                    found[w] = uint32(zeros[w])
+        put(places, found)
+        if t < uint32(n_blocks):
+            _ptx.store_shared_u16(norm_place, _ptx.pack_halves(_ptx.minimum(wanted, steps.F16_MAX), _ZERO))
 
-    @kernel(launch_bounds=(THREADS, BLOCKS_PER_MULTIPROCESSOR))
+    @kernel(launch_bounds=(THREADS, 4 if needs_product else BLOCKS_PER_MULTIPROCESSOR))
     def encode(
         source: Any,
         target: Any,
@@ -260,63 +207,53 @@ def encode_kernel(variant: EncodeVariant) -> tuple[Any, int]:
         capacity: Any,
         starts: Any,
     ) -> None:
-        tiles = cuda.shared.array(n_tiles, uint32)
+        slots = cuda.shared.array(n_slots, uint32, alignment=16)
+        tiles = cuda.shared.array(n_tiles, uint32, alignment=16)
+        masks = cuda.shared.array(n_masks, uint32, alignment=16)
         words = cuda.local.array(n_words, uint32)
-        masks = cuda.local.array(n_words, uint32)
-        mirror = cuda.local.array(n_chunks, uint32)
+        mirror = cuda.local.array(n_found, uint32)
         columns = cuda.local.array(8, uint32)
-        boundaries = cuda.local.array(n_table, float32)
-        squares = cuda.local.array(n_magnitudes, float32)
-        r = cuda.local.array(n_values, float32)
-        thread = uint32(cuda.threadIdx.x)
+        constants = cuda.local.array(n_constants, float32)
+        d = cuda.local.array(n_values, float32)
+        thread = _ptx.anchored(uint32(cuda.threadIdx.x))
         lane = uint32(thread & uint32(31))
         t, row = uint32(lane & uint32(3)), uint32(lane >> uint32(2))
-        mine = shared_address(tiles, uint32(thread // uint32(32) * uint32(tile // 4)))
-        hadamard(lane, columns)
-        if is_signed:
-            for w in range(n_words):
-                masks[w] = cuda.const.array_like(flips)[t, w]
-            for chunk in range(n_chunks):
-                mirror[chunk] = cuda.const.array_like(mirrors)[t, chunk]
-        for b in range(n_boundaries):
-            boundaries[b] = -_ptx.load_f32(table + uint64(4 * (zero_at + 1 + b))) * STEEP
-        for m in range(n_magnitudes):  # the square of a centroid as a sum over the subsets of its number's bits
-            square = _ZERO
-            for part in range(n_magnitudes):
-                if (part & m) == part:
-                    c = _ptx.load_f32(table + uint64(4 * (CENTROIDS_AT + n_magnitudes + part)))
-                    odd = uint32(_ptx.count_bits(uint32(part ^ m)) & uint32(1))
-                    square = square + (-(c * c) if odd != uint32(0) else c * c)
-            squares[m] = square
-        reach, edge, level = _ONE, _ZERO, _ZERO
-        if uses_cells:
-            top = _ptx.load_f32(table + uint64(4 * (zero_at + n_boundaries)))
-            reach = _ptx.divide(_ONE, top)
-            edge = -float32(2.0) * top * STEEP  # no boundary in this cell: nothing is above
-            for b in range(n_boundaries):
-                bound = _ptx.load_f32(table + uint64(4 * (zero_at + 1 + b)))
-                cell = uint32(_ptx.float_bits(cell_of(bound, reach)) & uint32(N_CELLS - 1))
-                if cell == lane:
-                    edge = -bound * STEEP
-                elif cell < lane:
-                    level = level + _ONE
-        first = uint32(uint32(uint32(cuda.blockIdx.x) * uint32(THREADS // 32) + thread // uint32(32)) * uint32(GROUPS))
+        warp = _ptx.uniform(uint32(thread // uint32(32)))
+        mine = _ptx.anchored(shared_address(tiles, uint32(warp * uint32(tile // 4))))
+        slot = at(shared_address(slots, uint32(warp * uint32(2 * slot_bytes // 4))), uint32(lane * uint32(16)))
+        slot = _ptx.anchored(slot)
+        other = at(slot, slot_bytes)
+        first = uint32(uint32(uint32(cuda.blockIdx.x) * uint32(n_warps) + warp) * uint32(GROUPS))
         last = uint32(n_groups - uint64(1))
-        stride = uint32(uint32(cuda.gridDim.x) * uint32(THREADS // 32 * GROUPS))
+        stride = uint32(uint32(cuda.gridDim.x) * uint32(n_warps * GROUPS))
         skip = uint64(t * uint32(16))
         near = uint32(min(uint32(first + row), last))  # lanes beyond the end go along
-        load(read_at(source, near, per_vector, n_tokens, n_heads, in_token, in_head, in_seq) + skip, words)
+        fetch(slot, read_at(source, near, per_vector, n_tokens, n_heads, in_token, in_head, in_seq) + skip)
+        hadamard(lane, columns)
+        kept = prepare(table, lane, constants)
+        for w in range(n_found):
+            mirror[w] = uint32(0)
+        if is_signed:
+            for w in range(n_found):
+                mirror[w] = cuda.const.array_like(mirrors)[t, w]
+            if thread < uint32(n_masks):
+                masks[thread] = cuda.const.array_like(flips)[thread // uint32(n_words), thread % uint32(n_words)]
+            cuda.syncthreads()
+        flipping = _ptx.anchored(at(shared_address(masks, 0), uint32(t * uint32(4 * n_words))))
+        block = at(mine, uint32(row * uint32(group_bytes)))
+        norm_place = _ptx.anchored(at(block, uint32(t * uint32(block_bytes))))
+        places = spot(block, t)
         while first <= last:
+            wait()
+            take(slot, words)
+            near = uint32(min(uint32(uint32(first + stride) + row), last))
+            fetch(other, read_at(source, near, per_vector, n_tokens, n_heads, in_token, in_head, in_seq) + skip)
+            slot, other = other, slot
             if is_signed:
-                for w in range(n_words):
-                    words[w] = uint32(words[w] ^ masks[w])
-            transform(words, columns, r)
-            near = uint32(
-                min(uint32(uint32(first + stride) + row), last)
-            )  # those of the next turn, on their way meanwhile
-            load(read_at(source, near, per_vector, n_tokens, n_heads, in_token, in_head, in_seq) + skip, words)
-            block = at(mine, uint32(row * uint32(group_bytes)))
-            finish(r, table, squares, boundaries, edge, level, reach, mirror, t, block)
+                flip(words, flipping)
+            square = square_of(words, lane)
+            transform(words, columns, d)
+            finish(d, square, kept, constants, mirror, table, t, places, norm_place)
             _ptx.sync_warp()
             write_out(
                 mine,
@@ -335,5 +272,6 @@ def encode_kernel(variant: EncodeVariant) -> tuple[Any, int]:
             )
             _ptx.sync_warp()
             first = uint32(first + stride)
+        wait()
 
-    return encode, -(THREADS // 32 * GROUPS)
+    return encode, -(n_warps * GROUPS)

@@ -1,6 +1,7 @@
 """What happens to one group inside the kernels of a GPU, value by value. The same bits as scalar/steps.py.
 
-A table is 32 float32 in GPU memory: up to 15 boundaries from place 0 on, up to 16 centroids from place 16 on.
+A table is 64 float32 in GPU memory: up to 15 boundaries from place 0 on, up to 16 centroids from place 16 on; for the
+fast kernels a scale at place 15 (half_scale.py) and, of 4 bits, 32 cells from place 32 on (by_cell.py).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from turbocode.kernels import _ptx
 from turbocode.kernels._cuda import device, types
 from turbocode.kernels.scalar.norm_mode import NormMode
 
-TABLE_SIZE, CENTROIDS_AT = 32, 16
+TABLE_SIZE, HALF_SCALE_AT, CENTROIDS_AT, CELLS_AT = 64, 15, 16, 32
 SATURATED, NONFINITE = 1, 2  # flags of a group, as in scalar/steps.py
 N_FACTS = 6  # float32 numbers that tell what coding a group cost; see group.py: moments_of_facts
 SAFE_SQUARE = np.float32(2.0**120)
@@ -23,7 +24,7 @@ DOWN, UP = np.float32(2.0**-80), np.float32(2.0**80)
 FINITE_MAX = np.float32(np.finfo(np.float32).max)
 TINY = np.float32(FLOAT16_TINY)
 Q8_MAX, Q4_OFFSET = np.float32(127.0), np.float32(8.0)
-_F16_MAX = np.float32(FLOAT16_MAX)
+F16_MAX = np.float32(FLOAT16_MAX)
 _ZERO, _HALF, _ONE = np.float32(0.0), np.float32(0.5), np.float32(1.0)
 
 float32, int32, uint32, uint64 = types.float32, types.int32, types.uint32, types.uint64
@@ -126,7 +127,7 @@ def store_facts(facts: Any, flags: Any, group: Any, flag: Any, found: Any) -> No
 @device
 def is_cut(value: Any) -> Any:
     """Whether float16 cannot hold the value: beyond 65504, or NaN."""
-    return not (abs(value) <= _F16_MAX)
+    return not (abs(value) <= F16_MAX)
 
 
 @device
@@ -134,7 +135,7 @@ def half_bits(value: Any) -> Any:
     """The float16 nearest to the value as uint32, cut to 65504."""
     kept = value
     if is_cut(value):
-        kept = -_F16_MAX if value < _ZERO else _F16_MAX
+        kept = -F16_MAX if value < _ZERO else F16_MAX
     return _ptx.pack_halves(kept, _ZERO)
 
 

@@ -135,18 +135,18 @@ def tile_writer(is_strided: bool, group_bytes: int, n_lanes: int) -> Any:
             starts: Any,
         ) -> None:
             target = base + uint64(first) * uint64(group_bytes)
-            if is_whole and uint64(first) + uint64(per_warp) <= n_groups:
+            if is_whole and uint32(first + uint32(per_warp)) <= uint32(n_groups):
                 byte = uint32(lane * uint32(WORD))
                 while byte < uint32(n_bytes):
                     words = _ptx.load_shared_u32x4(at(tile, byte))
                     _ptx.store_u32x4(target + uint64(byte), words[0], words[1], words[2], words[3])
                     byte = uint32(byte + uint32(32 * WORD))
-            elif first < n_groups:
-                left = uint32(min(uint64(per_warp), n_groups - uint64(first)))
-                byte = uint32(lane)
-                while byte < uint32(left * uint32(group_bytes)):
+            elif first < uint32(n_groups):
+                end = uint32(min(uint32(per_warp), uint32(uint32(n_groups) - first)) * uint32(group_bytes))
+                byte, step = uint32(lane), _ptx.anchored(uint32(32))  # a step not known keeps the loop short
+                while byte < end:
                     _ptx.store_u8(target + uint64(byte), _ptx.load_shared_u8(at(tile, byte)))
-                    byte = uint32(byte + uint32(32))
+                    byte = uint32(byte + step)
 
     return write
 
@@ -201,20 +201,20 @@ def tile_reader(is_strided: bool, group_bytes: int, n_lanes: int) -> Any:
             starts: Any,
         ) -> None:
             source = base + uint64(first) * uint64(group_bytes)
-            if is_whole and uint64(first) + uint64(per_warp) <= n_groups:
+            if is_whole and uint32(first + uint32(per_warp)) <= uint32(n_groups):
                 byte = uint32(lane * uint32(WORD))
                 while byte < uint32(n_bytes):
                     words = _ptx.stream_u32x4(source + uint64(byte))
                     _ptx.store_shared_u32x4(at(tile, byte), words[0], words[1], words[2], words[3])
                     byte = uint32(byte + uint32(32 * WORD))
-            elif first < n_groups:
-                left = uint32(min(uint64(per_warp), n_groups - uint64(first)))
-                byte = uint32(lane)
+            elif first < uint32(n_groups):
+                end = uint32(min(uint32(per_warp), uint32(uint32(n_groups) - first)) * uint32(group_bytes))
+                byte, step = uint32(lane), _ptx.anchored(uint32(32))  # a step not known keeps the loop short
                 while byte < uint32(n_bytes):
                     value = uint32(0)  # of groups beyond the end
-                    if byte < uint32(left * uint32(group_bytes)):
+                    if byte < end:
                         value = _ptx.load_u8(source + uint64(byte))
                     _ptx.store_shared_u8(at(tile, byte), value)
-                    byte = uint32(byte + uint32(32))
+                    byte = uint32(byte + step)
 
     return read

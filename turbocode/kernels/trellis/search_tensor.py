@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from turbocode.kernels import _ptx
+from turbocode.kernels import _ptx, _ptx_matrices
 from turbocode.kernels._cuda import at, cuda, device, types
 from turbocode.kernels.trellis.tensor_layout import (
     GROUPS,
@@ -87,7 +87,7 @@ def _stepper(trellis: Trellis, g: int) -> tuple[Any, ...]:
             for i in range(per_class):
                 e = a + n_classes * i
                 place = size * e + first
-                d = _ptx.multiply_thin_halves(held[place], held[place + 1], b, c[0], c[1], c[2], c[3])
+                d = _ptx_matrices.multiply_thin_halves(held[place], held[place + 1], b, c[0], c[1], c[2], c[3])
                 if is_first:
                     even[e] = min(_ptx.float_bits(d[0]), _ptx.float_bits(d[2]))
                     odd[e] = min(_ptx.float_bits(d[1]), _ptx.float_bits(d[3]))

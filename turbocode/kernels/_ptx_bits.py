@@ -1,0 +1,57 @@
+"""Instructions on the bits of words, and on float16 packed two to a word; see _ptx.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from turbocode.kernels._cuda import types
+from turbocode.kernels._ptx import instruction
+
+u32 = types.uint32
+
+# The upper word of the 64-bit number (high, low) shifted left by n; _ptx.py has the one to the right.
+funnel_shift_left = instruction(
+    "shf.l.wrap.b32 $0, $1, $2, $3;",
+    u32,
+    (u32, u32, u32),
+    lambda low, high, n: ((int(high) << 32 | int(low)) << (int(n) & 31)) >> 32 & 0xFFFFFFFF,
+)
+
+
+def bitwise(function: Callable[[int, int, int], int]) -> Any:
+    """A device function of three uint32 that does in one instruction what `function` does with each of their bits."""
+    table = function(0xF0, 0xCC, 0xAA) & 0xFF
+    return instruction(
+        f"lop3.b32 $0, $1, $2, $3, {table};",
+        u32,
+        (u32, u32, u32),
+        lambda a, b, c: function(int(a), int(b), int(c)) & 0xFFFFFFFF,
+    )
+
+
+exclusive_or = bitwise(lambda a, b, c: a ^ b ^ c)
+choose_bits = bitwise(lambda mask, a, b: (mask & a) | (~mask & b))
+
+
+def _extreme(operation: Callable[..., Any]) -> Callable[..., int]:
+    def compute(a: Any, b: Any) -> int:
+        left, right = (np.array([int(x) & 0xFFFF, int(x) >> 16], np.uint16).view(np.float16) for x in (a, b))
+        found = operation(left, right).view(np.uint16)
+        found = np.where(np.isnan(left) | np.isnan(right), np.uint16(0x7FFF), found)
+        return int(found[0]) | int(found[1]) << 16
+
+    return compute
+
+
+# Of both halves; NaN where either is NaN.
+max_halves = instruction("max.NaN.f16x2 $0, $1, $2;", u32, (u32, u32), _extreme(np.maximum))
+min_halves = instruction("min.NaN.f16x2 $0, $1, $2;", u32, (u32, u32), _extreme(np.minimum))
+max_sizes = instruction(
+    "{.reg .b32 a, b; abs.f16x2 a, $1; abs.f16x2 b, $2; max.NaN.f16x2 $0, a, b;}",
+    u32,
+    (u32, u32),
+    _extreme(lambda a, b: np.maximum(abs(a), abs(b))),
+)
