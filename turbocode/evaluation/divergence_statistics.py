@@ -5,6 +5,7 @@ Standard errors take tokens for independent, as llama-perplexity does.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -33,8 +34,8 @@ def summarise(figures: TokenFigures) -> dict[str, Any]:
     """Perplexity, KL divergence in nats and probability differences, in the order of llama-perplexity, as JSON object.
 
     ppl, ppl_base, ln_ppl_correlation, ln_ppl_ratio, ppl_ratio, ppl_difference; kl_mean, kl_max, kl_p999 ... kl_min;
-    delta_p_mean, delta_p_max ... delta_p_min, delta_p_rms: of p - p_base of the token that came next; same_top: share of
-    tokens. `..._error` is the standard error of what stands before it.
+    delta_p_mean, delta_p_max ... delta_p_min, delta_p_rms: of p - p_base of the token that came next; same_top: share
+    of tokens. `..._error` is the standard error of what stands before it.
     """
     return {**_perplexity(figures), **_divergence(figures), **_probability(figures)}
 
@@ -103,7 +104,7 @@ def by_position(figures: TokenFigures, positions: Array, n_buckets: int = N_BUCK
     """
     edges = np.linspace(positions.min(), positions.max() + 1, n_buckets + 1).astype(np.int64)
     rows = []
-    for first, stop in zip(edges[:-1], edges[1:], strict=True):
+    for first, stop in itertools.pairwise(edges):
         inside = (positions >= first) & (positions < stop)
         if not inside.any():
             continue

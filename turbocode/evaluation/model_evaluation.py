@@ -1,8 +1,8 @@
 """What coding the cache does to a language model: the same text, once with an exact cache and once with each coded one.
 
 All runs of a comparison go through the model in the same way, in the same chunks, so that an exact cache differs by
-exactly nothing. Every run, the exact one too, hands its keys and values through a cache made of coded layers, and what a
-token attends to is what the cache gives back: of a coded cache that is decoded values, those of the fresh tokens too.
+exactly nothing. Every run, the exact one too, hands its keys and values through a cache made of coded layers, and what
+a token attends to is what the cache gives back: of a coded cache that is decoded values, those of fresh tokens too.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ class EvaluationMode:
     first: int | None = None
 
     def __str__(self) -> str:
-        entry = "one pass" if self.chunk is None else f"chunks of {self.chunk:,}" if self.chunk > 1 else "token by token"
+        entry = (
+            "one pass" if self.chunk is None else f"chunks of {self.chunk:,}" if self.chunk > 1 else "token by token"
+        )
         return f"{entry}, packed attention" if self.packed else entry
 
 
@@ -169,6 +171,6 @@ def _check_memory(model: LanguageModel, n_policies: int, n_scored: int, max_memo
     needed = (n_policies + 1) * n_scored * model.text_config.hidden_size * FLOAT32_BYTES
     if needed > max_memory:
         raise OptionError(
-            f"{max_memory} bytes of memory do not hold the hidden states of {n_policies} codecs at {n_scored:,} positions",
+            f"{max_memory} bytes of memory do not hold hidden states of {n_policies} codecs at {n_scored:,} positions",
             hint="fewer codecs in one run, a shorter --context or a larger --max-memory",
         )

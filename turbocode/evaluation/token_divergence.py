@@ -1,7 +1,7 @@
 """How next-token distributions differ from reference ones, token by token, in float64 over the whole vocabulary.
 
-Unlike llama-perplexity, which stores reference logits as 16-bit numbers and leaves out tokens below exp(-16), nothing is
-rounded or left out: equal logits give exactly zero.
+Unlike llama-perplexity, which stores reference logits as 16-bit numbers and leaves out tokens below exp(-16), nothing
+is rounded or left out: equal logits give exactly zero.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ Part = tuple[Codec | None, Any]
 
 
 def encode_heads(codec: Codec, values: NDArray[Any]) -> NDArray[np.uint8]:
-    """Blocks uint8 (B, J, T, bytes_per_vector) of float16 or float32 vectors (B, J, T, D), each head's codebook its own.
+    """Blocks uint8 (B, J, T, bytes_per_vector) of float16 or float32 vectors (B, J, T, D), by each head's codebook.
 
     Raises DataError for a NaN or an infinity.
     """

@@ -1,9 +1,9 @@
 """A transformers Cache that holds packed blocks: for `generate()`, and for measuring what coding does to a model.
 
 Every token is encoded once, as it enters (or leaves the residual), and every attention, of the prompt too, meets the
-decoded values: transformers' own quantized caches attend to the fresh chunk unquantized. Encoding runs on the CPU, and
-reading decodes the whole layer, about a tenth of a second for 100,000 tokens of eight heads: this cache saves memory, not
-time. Attention that reads the blocks themselves is in `packed_attention`.
+decoded values: transformers' own quantized caches attend to the fresh chunk unquantized. Encoding and decoding run on
+the CPU, and every step decodes all tokens of a layer: this cache saves memory, not time. Attention that reads the
+blocks themselves is in `packed_attention`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _CROP_ONLY_REMOVES = "tokens_to_remove" in inspect.signature(_stock.DynamicLayer
 _LAYERS_WITHOUT_KEYS = ("LinearAttentionLayer", "DummyLayer")
 
 
-class TurboLayer(_stock.DynamicLayer):  # type: ignore[misc]
+class TurboLayer(transformers.cache_utils.DynamicLayer):
     """The cache of one layer with full attention; keys and values are CodedSides in `sides`, nothing else holds tokens.
 
     number : 0 is the first layer that owns a cache
@@ -42,13 +42,11 @@ class TurboLayer(_stock.DynamicLayer):  # type: ignore[misc]
         self.cumulative_length = 0
 
     def lazy_initialization(self, key_states: Any, value_states: Any) -> None:
-        """Choose the codecs by the shapes of the first tokens, (B, J, T, D). Raises OptionError where they do not fit."""
+        """Choose the codecs by the shapes of the first tokens, (B, J, T, D). Raises OptionError where none fits."""
         self.dtype, self.device = key_states.dtype, key_states.device
         for side, states in zip(SIDES, (key_states, value_states), strict=True):
             codec = self.policy.codec_for(self.number, side, states.shape[-1], states.shape[1])
-            self.sides[side] = CodedSide(
-                codec, self.policy.sinks, self.policy.residual, holds_blocks=self.holds_blocks
-            )
+            self.sides[side] = CodedSide(codec, self.policy.sinks, self.policy.residual, holds_blocks=self.holds_blocks)
         self.is_initialized = True
 
     def update(self, key_states: Any, value_states: Any, *arguments: Any, **options: Any) -> tuple[Any, Any]:
@@ -113,7 +111,7 @@ class TurboLayer(_stock.DynamicLayer):  # type: ignore[misc]
             side.each(change)
 
 
-class TurboSlidingLayer(TurboLayer, _stock.DynamicSlidingWindowLayer):  # type: ignore[misc]
+class TurboSlidingLayer(TurboLayer, transformers.cache_utils.DynamicSlidingWindowLayer):
     """The cache of a layer whose tokens see the last `sliding_window` tokens; older ones are dropped, sinks too."""
 
     is_sliding = True
@@ -146,8 +144,8 @@ class TurboSlidingLayer(TurboLayer, _stock.DynamicSlidingWindowLayer):  # type: 
 def coded_layers(config: Any, policy: CachePolicy, *, holds_blocks: bool = True, reads: bool = True) -> list[Any]:
     """One cache layer for each layer of the model with this config, coded by `policy` where it holds keys and values.
 
-    Layers without keys, of linear attention for example, keep transformers' own. Raises OptionError for layers that hold
-    more than keys and values, and for a recipe that names a layer that is not there.
+    Layers without keys, of linear attention for example, keep transformers' own. Raises OptionError for layers that
+    hold more than keys and values, and for a recipe that names a layer that is not there.
     """
     layers: list[Any] = []
     number = 0
@@ -169,7 +167,7 @@ def coded_layers(config: Any, policy: CachePolicy, *, holds_blocks: bool = True,
 
 
 def _refuse_other_layers(config: Any) -> None:
-    """Raise OptionError for kinds of layers that this transformers would give a plain cache, or whose mask is not one."""
+    """Raise OptionError for layers to which this transformers would give a cache that they do not have."""
     known = {"full_attention", "sliding_attention", "linear_attention", "conv", "mlp", "moe"}
     kinds = set(getattr(config.get_text_config(decoder=True), "layer_types", None) or ())
     if not _CROP_ONLY_REMOVES:
@@ -179,10 +177,10 @@ def _refuse_other_layers(config: Any) -> None:
         raise OptionError(f"the model has layers of type {', '.join(odd)}, whose cache cannot be coded")
 
 
-class TurboCache(_stock.Cache):  # type: ignore[misc]
+class TurboCache(transformers.cache_utils.Cache):
     """A cache of packed blocks for `model.generate(..., past_key_values=TurboCache(model.config, k="turbo3"))`.
 
-    config : of the model; k, v : codecs of keys and values, `exact` for none; recipe : codecs per layer, instead of both
+    config : of the model; k, v : codecs of keys and values, `exact` for none; recipe : codecs per layer, instead
     sinks, residual : first and latest tokens of a sequence that stay in 16 bits
     Works with batches, beams, sliding windows and layers of linear attention. Left-padded sequences store what the
     model computes for the padding, as every cache does. A cache is made for one model, and refilled after `reset`.

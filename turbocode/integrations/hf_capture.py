@@ -62,8 +62,9 @@ def capture_dump(
 
     The dump holds keys, values and queries as attention reads them, after RoPE. One window is in memory at a time.
     advance : called with the number of tokens just run, per layer
-    Raises OptionError for a model whose layers differ in shape or whose context is too short, DataError for a text that
-    is too short or values that float16 cannot hold, OutputError and StorageError; the output appears whole or not at all.
+    Raises OptionError for a model whose layers differ in shape or whose context is too short, DataError for a text
+    that is too short or values that float16 cannot hold, OutputError and StorageError; the output appears whole or not
+    at all.
     """
     check_context(model, spec.context)
     tokens, positions = text.windows(spec.n_windows, spec.context, bos=spec.bos), spec.positions()
@@ -92,7 +93,12 @@ def capture_dump(
         "head_dim": metadata.head_dim,
         "dtype": spec.dtype,
         "layers": [
-            {"layer": f"{number:03d}", "layer_index": shape.layer_index, "window": shape.window, "softcap": shape.softcap}
+            {
+                "layer": f"{number:03d}",
+                "layer_index": shape.layer_index,
+                "window": shape.window,
+                "softcap": shape.softcap,
+            }
             for number, shape in enumerate(layers)
         ],
     }

@@ -175,9 +175,7 @@ class LanguageModel:
         probe = np.arange(1, PROBE_TOKENS + 1) % self.n_words
         with attention_by(self.model, look):
             states = self.hidden(probe, cache)
-        owners = [
-            index for index, layer in enumerate(cache.layers) if getattr(layer, "keys", None) is not None
-        ]
+        owners = [index for index, layer in enumerate(cache.layers) if getattr(layer, "keys", None) is not None]
         unseen = [index for index in owners if index not in shapes]
         if unseen or not owners:
             raise OptionError(
@@ -219,7 +217,7 @@ class LanguageModel:
             return torch.cat(kept)
 
     def logits(self, states: Any) -> NDArray[np.float32]:
-        """Logits float32 (n, words) of hidden states (n, width), by the model's own head with all that belongs to it."""
+        """Logits float32 (n, words) of hidden states (n, width), by the model's own head and what belongs to it."""
         with torch.inference_mode(), _answering(self._body, states[None].to(self.model.device)):
             ids = torch.zeros((1, len(states)), dtype=torch.int64, device=self.model.device)
             return self.model(input_ids=ids, use_cache=False).logits[0].float().cpu().numpy()

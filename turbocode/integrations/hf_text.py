@@ -18,15 +18,19 @@ MAX_TEXT_BYTES = 256 << 20
 _COMPARED_CHARACTERS = 4096
 
 
+def read_text(path: str | os.PathLike[str], *, skip: int = 0) -> str:
+    """The text of a file without its first `skip` characters. Raises NoInputError and DataError."""
+    return read_text_input(path, max_bytes=MAX_TEXT_BYTES)[skip:]
+
+
 class TextTokens:
     """The tokens of a text file: ids int64 (n,), without any token that the text does not hold.
 
-    name : of the file; tokenizer : facts about what made the tokens
+    path, name : of the file; tokenizer : facts about what made the tokens
     """
 
-    def __init__(self, model: LanguageModel, path: str | os.PathLike[str], *, skip: int = 0) -> None:
-        """skip : characters left out at the start of the text. Raises NoInputError and DataError."""
-        text = read_text_input(path, max_bytes=MAX_TEXT_BYTES)[skip:]
+    def __init__(self, model: LanguageModel, path: str | os.PathLike[str], text: str) -> None:
+        """text : what `read_text` gave for `path`. Raises NoInputError and DataError for the model's tokenizer."""
         with loading(model.name) as where:
             self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(model.name, **where)
         self.path, self.name = os.fspath(path), Path(path).name

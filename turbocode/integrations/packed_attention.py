@@ -18,7 +18,7 @@ from turbocode.integrations.hf_packages import torch
 
 
 def attend_packed(cache: Any) -> Handler:
-    """What to give to `attention_by` for a cache made of `coded_layers(..., reads=False)`. For the CPU, without padding.
+    """What `attention_by` needs for a cache made of `coded_layers(..., reads=False)`; on the CPU, without padding.
 
     The handler raises OptionError for attention that the kernels do not compute.
     """

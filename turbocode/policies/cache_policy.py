@@ -36,8 +36,8 @@ class CachePolicy:
     def of(cls, k: str, v: str, *, sinks: int = 0, residual: int = 0) -> CachePolicy:
         """The policy of one codec for all keys and one for all values; `exact` leaves a side as it is."""
         exact = tuple(side for side, text in (("keys", k), ("values", v)) if text == EXACT)
-        coded = {letter: str(parse_codec(text)) for letter, text in (("k", k), ("v", v)) if text != EXACT}
-        return cls(Recipe(**coded), exact, sinks, residual, k if k == v else f"{k} / {v}")
+        recipe = Recipe(k=_codec_text(k), v=_codec_text(v))
+        return cls(recipe, exact, sinks, residual, k if k == v else f"{k} / {v}")
 
     def codec_for(self, number: int, side: str, head_dim: int, n_kv_heads: int) -> Codec | None:
         """The codec of layer `number` (0: the first that owns a cache) and side; None: it stays as it is.
@@ -48,6 +48,11 @@ class CachePolicy:
             return None
         spec = self.recipe.codec_for(number, side)
         return resolve_codec(spec, head_dim, layer=f"{number:03d}", side=side, n_kv_heads=n_kv_heads)
+
+
+def _codec_text(text: str) -> str:
+    """What a recipe says for a side: of an exact one, whose codec is never asked for, float16."""
+    return "f16" if text == EXACT else str(parse_codec(text))
 
 
 EXACT_CACHE = CachePolicy.of(EXACT, EXACT)
