@@ -78,13 +78,12 @@ class TurboLayer(transformers.cache_utils.DynamicLayer):
         if _CROP_ONLY_REMOVES and tokens_to_remove > 0:
             raise OptionError(f"crop({tokens_to_remove}): give the number of tokens to remove as a negative number")
         length = self.cumulative_length
-        removed = -tokens_to_remove if tokens_to_remove < 0 else length - tokens_to_remove
-        if _CROP_ONLY_REMOVES and tokens_to_remove == 0:
-            removed = 0
+        names_removed = _CROP_ONLY_REMOVES or tokens_to_remove < 0
+        removed = -tokens_to_remove if names_removed else length - tokens_to_remove
         self._remove(min(max(removed, 0), length))
 
     def _remove(self, count: int) -> None:
-        if not self.sides:
+        if not count:
             return
         for side in self.sides.values():
             side.keep(0, side.n_tokens - count)
@@ -117,8 +116,10 @@ class TurboSlidingLayer(TurboLayer, transformers.cache_utils.DynamicSlidingWindo
     is_sliding = True
 
     def _forget(self) -> None:
-        if getattr(self, "record_past", False):
-            return
+        if not getattr(self, "record_past", False):
+            self._shrink()
+
+    def _shrink(self) -> None:
         for side in self.sides.values():
             surplus = side.n_tokens - (self.sliding_window - 1)
             if surplus > 0:
@@ -138,7 +139,7 @@ class TurboSlidingLayer(TurboLayer, transformers.cache_utils.DynamicSlidingWindo
                 "the tokens that would be visible again"
             )
         super()._remove(count)
-        self._forget()
+        self._shrink()
 
 
 def coded_layers(config: Any, policy: CachePolicy, *, holds_blocks: bool = True, reads: bool = True) -> list[Any]:
