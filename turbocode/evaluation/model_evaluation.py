@@ -104,6 +104,8 @@ def evaluate_policies(
             {
                 "name": policy.name,
                 "bits_per_value": float(bits[number]),
+                "sinks": policy.sinks,
+                "residual": policy.residual,
                 **summarise(figures),
                 "seconds": float(seconds[number + 1]),
                 "by_position": by_position(figures, positions),
