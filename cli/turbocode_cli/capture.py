@@ -46,8 +46,8 @@ def command(
 
     \b
     Examples:
-      turbocode capture --model data/lm-tiny --text data/pride_and_prejudice.txt -o tiny.h5 --context 1024 --skip 20000
-      turbocode capture --model data/lm-tiny --text data/pride_and_prejudice.txt -o two.h5 --context 64 --windows 2
+      turbocode capture --model data/lm-tiny --text data/pride_and_prejudice.txt -o captured.h5
+      turbocode capture --model data/lm-tiny --text data/README.md -o short.h5 --context 64 --rows 8
 
     Windows are consecutive runs of tokens. Keys and queries are those after RoPE; query rows are a sample of the
     second half of the context. Needs the extra `hf`: pip install 'turbocode[hf]'.

@@ -65,9 +65,8 @@ def command(
 
     \b
     Examples:
-      turbocode evaluate --model data/lm-tiny --text data/pride_and_prejudice.txt --context 256 --codec turbo3
-      turbocode evaluate --model data/lm-tiny --text data/pride_and_prejudice.txt --context 128 --windows 1 \\
-        --k turbo4 --v turbo3 --k q8_0 --v f16 --chunk 32 --packed --json
+      turbocode evaluate --model data/lm-tiny --text data/README.md --context 128 --codec turbo3
+      turbocode evaluate --model data/lm-tiny --text data/README.md --context 64 --k q8_0 --v turbo4
 
     Perplexity, KL divergence in nats, and probabilities of the next token stand in the order of llama-perplexity.
     Windows are consecutive runs of tokens, and the second half of each is scored. In one pass, in chunks or token by

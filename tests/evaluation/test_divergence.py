@@ -61,9 +61,7 @@ def test_equal_logits_differ_by_exactly_nothing(logits: tuple[np.ndarray, np.nda
 def test_blocks_of_any_size_give_the_same(logits: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
     reference, coded, targets = logits
     whole = ReferenceBlock(reference, targets).compare(coded)
-    parts = [
-        ReferenceBlock(reference[i : i + 7], targets[i : i + 7]).compare(coded[i : i + 7]) for i in range(0, N, 7)
-    ]
+    parts = [ReferenceBlock(reference[i : i + 7], targets[i : i + 7]).compare(coded[i : i + 7]) for i in range(0, N, 7)]
     joined = TokenFigures.joined(parts)
     np.testing.assert_allclose(joined.kl, whole.kl, rtol=1e-12)
     assert np.array_equal(joined.same_top, whole.same_top)

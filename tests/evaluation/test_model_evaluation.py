@@ -147,7 +147,9 @@ def test_figures_come_from_the_logits_of_both_runs() -> None:
 def test_one_exact_run_serves_all_codecs(monkeypatch: pytest.MonkeyPatch) -> None:
     runs = []
     original = model_evaluation._run
-    monkeypatch.setattr(model_evaluation, "_run", lambda m, w, p, *rest: runs.append(p.name) or original(m, w, p, *rest))
+    monkeypatch.setattr(
+        model_evaluation, "_run", lambda m, w, p, *rest: runs.append(p.name) or original(m, w, p, *rest)
+    )
     names = ["turbo4", "exact / turbo2", "turbo3 / exact"]
     policies = [CachePolicy.of(*(name.split(" / ") * 2)[:2]) for name in names]
     steps: list[int] = []

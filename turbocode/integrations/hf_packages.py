@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib.util import find_spec
 
 from turbocode.errors import DeviceError
 
@@ -10,14 +11,15 @@ INSTALL_HF = "pip install 'turbocode[hf]'"
 OLDEST_TRANSFORMERS = (5, 0)
 FIRST_UNKNOWN_TRANSFORMERS = (6, 0)
 
-try:
-    import torch
-    import transformers
-except ImportError as absent:
-    raise DeviceError(
-        f"the package {absent.name or 'torch'} is not installed; running a language model needs torch and transformers",
-        hint=INSTALL_HF,
-    ) from None
+for _package in ("torch", "transformers"):
+    if find_spec(_package) is None:
+        raise DeviceError(
+            f"the package {_package} is not installed; running a language model needs torch and transformers",
+            hint=INSTALL_HF,
+        )
+
+import torch  # noqa: E402
+import transformers  # noqa: E402
 
 
 def check_version(version: str) -> None:
