@@ -25,7 +25,7 @@ def test_layers_are_what_the_config_says(family: str) -> None:
     assert [shape.layer_index for shape in model.layers] == owners
     for shape in model.layers:
         assert (shape.n_query_heads, shape.n_kv_heads) == (4, 2)
-        assert shape.key_dim == shape.value_dim == (16 if family == "lfm2" else 32)
+        assert shape.key_dim == shape.value_dim == 32
         assert shape.window == (WINDOW if kinds[shape.layer_index] == "sliding_attention" else 0)
         assert shape.softcap == (2.0 if is_gemma2 else 0.0)
         assert not shape.has_sinks
