@@ -1,6 +1,6 @@
 """Prints the tables of docs/fidelity.md from the documents that `turbocode evaluate --json` wrote.
 
-    python tests/benchmarks/fidelity_table.py docs/benchmarks/fidelity-lm-hd128.json
+python tests/benchmarks/fidelity_table.py docs/benchmarks/fidelity-lm-hd128.json
 """
 
 from __future__ import annotations

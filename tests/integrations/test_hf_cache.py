@@ -73,8 +73,9 @@ def test_what_float16_cannot_hold_is_refused() -> None:
     side = CodedSide(make_codec("turbo3", 32), 1, 0, holds_blocks=True)
     with pytest.raises(DataError, match="65504"):
         side.append(states(2) * 1e6)
-    with pytest.raises(DataError, match="NaN"):
-        CodedSide(make_codec("turbo3", 32), 0, 0, holds_blocks=True).append(states(2) * float("nan"))
+    _, cache = cache_of("llama", k="turbo3", v="turbo3")
+    with pytest.raises(DataError, match=r"values of layer 001.* NaN"):
+        cache.update(states(2), states(2) * float("nan"), 1)
 
 
 def test_a_codebook_for_each_head() -> None:

@@ -149,6 +149,13 @@ def test_values_beyond_float16_leave_no_file(text: Any, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["text.txt"]
 
 
+def test_a_tokenizer_of_another_model(tmp_path: Path) -> None:
+    model = open_model(str(ROOT / "data" / "lm-tiny"))
+    model.text_config.vocab_size = 20
+    with pytest.raises(DataError, match="it has 20 words"):
+        TextTokens(model, tmp_path, "It is a truth")
+
+
 def test_windows_of_a_text(tmp_path: Path) -> None:
     model = open_model(str(ROOT / "data" / "lm-tiny"))
     path = tmp_path / "short.txt"

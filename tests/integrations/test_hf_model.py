@@ -92,6 +92,13 @@ def test_attention_that_cannot_be_watched_is_refused(monkeypatch: pytest.MonkeyP
         _ = tiny_model("llama").layers
 
 
+def test_a_model_that_cannot_be_run_is_refused() -> None:
+    model = tiny_model("llama")
+    model.model.model.layers[1].self_attn.head_dim = 7
+    with pytest.raises(DataError, match="cannot be run"):
+        _ = model.layers
+
+
 @pytest.mark.parametrize("version", ["4.57.3", "6.0.0", "odd"])
 def test_transformers_that_are_not_supported(version: str) -> None:
     with pytest.raises(DeviceError, match=r"5\.0 to 5\.x") as caught:

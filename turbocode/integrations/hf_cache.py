@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from turbocode.errors import OptionError
+from turbocode.errors import DataError, OptionError
 from turbocode.formats.sides import SIDES
 from turbocode.integrations.coded_side import CodedSide
 from turbocode.integrations.hf_packages import transformers
@@ -56,7 +56,11 @@ class TurboLayer(transformers.cache_utils.DynamicLayer):
         if not self.reads:
             self._forget()
         for side, states in zip(SIDES, (key_states, value_states), strict=True):
-            self.sides[side].append(states)
+            try:
+                self.sides[side].append(states)
+            except DataError as failure:
+                failure.object = f"{side} of layer {self.number:03d}"
+                raise
         self.cumulative_length += key_states.shape[-2]
         if not self.reads:
             return key_states, value_states
@@ -150,7 +154,7 @@ def coded_layers(config: Any, policy: CachePolicy, *, holds_blocks: bool = True,
     """
     layers: list[Any] = []
     number = 0
-    _refuse_other_layers(config)
+    check_layer_types(config)
     for index, stock in enumerate(_stock.DynamicCache(config=config).layers):
         options = {"holds_blocks": holds_blocks, "reads": reads}
         if type(stock) is _stock.DynamicSlidingWindowLayer:
@@ -167,15 +171,15 @@ def coded_layers(config: Any, policy: CachePolicy, *, holds_blocks: bool = True,
     return layers
 
 
-def _refuse_other_layers(config: Any) -> None:
-    """Raise OptionError for layers to which this transformers would give a cache that they do not have."""
+def check_layer_types(config: Any) -> None:
+    """Raise OptionError for kinds of layers that this transformers keeps elsewhere, or whose mask is no window."""
     known = {"full_attention", "sliding_attention", "linear_attention", "conv", "mlp", "moe"}
     kinds = set(getattr(config.get_text_config(decoder=True), "layer_types", None) or ())
     if not _CROP_ONLY_REMOVES:
         known -= {"linear_attention", "conv", "mlp", "moe"}
     odd = sorted(kinds - known)
     if odd:
-        raise OptionError(f"the model has layers of type {', '.join(odd)}, whose cache cannot be coded")
+        raise OptionError(f"the model has layers of type {', '.join(odd)}, whose cache is not known here")
 
 
 class TurboCache(transformers.cache_utils.Cache):

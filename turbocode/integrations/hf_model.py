@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from turbocode.errors import DataError, DeviceError, NoInputError, OptionError
+from turbocode.errors import DataError, DeviceError, NoInputError, OptionError, TurbocodeError
 from turbocode.integrations.hf_attention import EAGER, AttentionCall, attention_by
+from turbocode.integrations.hf_cache import check_layer_types
 from turbocode.integrations.hf_packages import torch, transformers
 
 COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
@@ -101,6 +102,8 @@ def loading(name: str) -> Iterator[dict[str, Any]]:
             file=name,
             hint="give a folder in Hugging Face layout; without a network, download the model beforehand",
         ) from None
+    except ImportError as failure:
+        raise DeviceError(f"a package that the model needs is missing: {_first_line(failure)}", file=name) from None
     except Exception as failure:  # whatever a damaged config or weight file sets off in transformers
         raise DataError(f"the model cannot be loaded: {_first_line(failure)}", file=name) from None
 
@@ -154,8 +157,18 @@ class LanguageModel:
     def layers(self) -> tuple[LayerShape, ...]:
         """The layers that own a cache, as a few tokens through the model show them.
 
-        Raises OptionError for a model whose attention does not go through transformers' attention interface.
+        Raises OptionError for a model whose attention does not go through transformers' attention interface, DataError
+        for one that cannot be run.
         """
+        check_layer_types(self.config)
+        try:
+            return self._watched_layers()
+        except TurbocodeError:
+            raise
+        except Exception as failure:  # a config may contradict itself in ways that only running it shows
+            raise DataError(f"the model cannot be run: {_first_line(failure)}", file=self.name) from None
+
+    def _watched_layers(self) -> tuple[LayerShape, ...]:
         shapes: dict[int, LayerShape] = {}
 
         def look(call: AttentionCall) -> tuple[Any, Any]:

@@ -37,6 +37,10 @@ class TextTokens:
         self.ids: NDArray[np.int64] = np.array(
             self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=np.int64
         )
+        if self.ids.size and self.ids.max() >= model.n_words:
+            raise DataError(
+                f"its tokenizer knows token {self.ids.max()}; it has {model.n_words} words", file=model.name
+            )
         self.tokenizer = {
             "class": type(self._tokenizer).__name__,
             "agrees_with_file": self._agrees_with_file(model.name, text[:_COMPARED_CHARACTERS]),
