@@ -10,6 +10,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+# Mean and median KL divergence on lm-hd128 that a separate program of this project got before this one was written,
+# with Gaussian codebooks, other random signs, and the trellis tables of the CUDA forks; by the codec nearest to it.
+EARLIER = {
+    "q4_0": (0.00551, 0.003467),
+    "q4_0_rot": (0.00439, 0.002892),
+    "turbo4:codebook=gaussian-4": (0.00516, 0.003272),
+    "turbo3:codebook=gaussian-3": (0.02173, 0.013337),
+    "turbo3:codebook=gaussian-3,rotation=none": (0.05149, 0.024644),
+    "turbo2:codebook=gaussian-2": (0.08738, 0.054848),
+    "turbo3_tcq:norm=l2": (0.01141, 0.007367),
+    "turbo2_tcq:norm=l2": (0.05264, 0.032748),
+}
 COLUMNS = "| codec | bits per value | KL mean | KL median | KL 99.9 % | same top-1 | perplexity |"
 
 
@@ -32,6 +44,19 @@ def table(document: dict[str, Any]) -> list[str]:
     return [COLUMNS, "| --- | --- | --- | --- | --- | --- | --- |", *(row(codec) for codec in document["codecs"])]
 
 
+def comparison(document: dict[str, Any]) -> list[str]:
+    """The lines of the table that sets a run on lm-hd128 beside the earlier figures."""
+    lines = ["| codec | KL mean, earlier | KL median, earlier | mean | median |", "| --- | --- | --- | --- | --- |"]
+    codecs = {codec["name"]: codec for codec in document["codecs"]}
+    for name, (mean, median) in EARLIER.items():
+        changes = [codecs[name]["kl_mean"] / mean - 1, codecs[name]["kl_median"] / median - 1]
+        lines.append(f"| `{name}` | {mean} | {median} | {' | '.join(f'{100 * x:+.1f} %' for x in changes)} |")
+    return lines
+
+
 if __name__ == "__main__":
     for path in sys.argv[1:]:
-        print("\n".join([path, "", *table(json.loads(Path(path).read_text())), ""]))
+        found = json.loads(Path(path).read_text())
+        print("\n".join([path, "", *table(found), ""]))
+        if found["model"] == "lm-hd128":
+            print("\n".join([*comparison(found), ""]))

@@ -5,6 +5,7 @@ Importing this module skips the tests of whoever imports it where torch or trans
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ torch = pytest.importorskip("torch", reason=REASON)
 transformers = pytest.importorskip("transformers", reason=REASON)
 torch.set_num_threads(1)  # pytest runs a process on each core
 
-from turbocode.integrations.hf_cache import _CROP_ONLY_REMOVES as IS_NEW  # noqa: E402
+from turbocode.integrations import hf_cache  # noqa: E402
 from turbocode.integrations.hf_model import LanguageModel  # noqa: E402
 
 VOCABULARY = 97
@@ -61,7 +62,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         {"num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "full_attention"], "conv_L_cache": 3},
     ),
 }
-IF_NEW = pytest.mark.skipif(not IS_NEW, reason="older transformers give hybrid models caches of their own")
+CROP_ONLY_REMOVES = hf_cache._CROP_ONLY_REMOVES
+MASK_BY_LENGTH = "query_length" in inspect.signature(transformers.Cache.get_mask_sizes).parameters
+IF_NEW = pytest.mark.skipif(
+    not hf_cache._KNOWS_OTHER_LAYERS, reason="older transformers give hybrid models caches of their own"
+)
 HYBRIDS = ("lfm2",)
 EVERY_FAMILY = [pytest.param(name, marks=IF_NEW if name in HYBRIDS else ()) for name in FAMILIES]
 

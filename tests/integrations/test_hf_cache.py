@@ -8,7 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.tiny_models import EVERY_FAMILY, IS_NEW, WINDOW, some_tokens, tiny_model, torch, transformers
+from helpers.tiny_models import (
+    CROP_ONLY_REMOVES,
+    EVERY_FAMILY,
+    MASK_BY_LENGTH,
+    WINDOW,
+    some_tokens,
+    tiny_model,
+    torch,
+    transformers,
+)
 
 from turbocode.codecs import make_codec
 from turbocode.errors import DataError, OptionError
@@ -188,7 +197,7 @@ def test_crop_forgets_the_latest_tokens(options: dict[str, int]) -> None:
     cache.crop(-5)
     assert cache.get_seq_length() == 7
     assert torch.equal(cache.layers[0].sides["keys"].read(), before[:, :, :7])
-    if IS_NEW:
+    if CROP_ONLY_REMOVES:
         cache.crop(0)
         with pytest.raises(OptionError, match="negative"):
             cache.crop(5)
@@ -205,7 +214,7 @@ def test_crop_of_a_full_window_is_refused_unless_the_past_is_recorded() -> None:
     assert cache.layers[0].sides["keys"].n_tokens == WINDOW - 1
     with pytest.raises(OptionError, match="sliding window of 6"):
         cache.crop(-1)
-    if not IS_NEW:
+    if not CROP_ONLY_REMOVES:
         return
     _, recording = cache_of("mistral", k="f16", v="f16")
     recording.activate_past_recording()
@@ -222,7 +231,9 @@ def test_sliding_windows_hand_out_what_the_mask_expects(chunks: list[int]) -> No
     stock = transformers.DynamicCache(config=tiny_model("mistral").config)
     at = 0
     for size in chunks:
-        sizes = [c.get_mask_sizes(*([size] if IS_NEW else [torch.arange(at, at + size)]), 0) for c in (cache, stock)]
+        sizes = [
+            c.get_mask_sizes(*([size] if MASK_BY_LENGTH else [torch.arange(at, at + size)]), 0) for c in (cache, stock)
+        ]
         x = states(at + size)[:, :, at:]
         found, expected = (c.update(x, x, 0)[0] for c in (cache, stock))
         assert torch.equal(found, expected) and sizes[0] == sizes[1] and sizes[0][0] == found.shape[2]

@@ -18,8 +18,10 @@ from turbocode.integrations.hf_packages import transformers
 from turbocode.policies import CachePolicy, Recipe
 
 _stock = transformers.cache_utils
-# Up to 5.x `crop` took the length to keep, and negative numbers for tokens to remove; later ones remove only.
+# Up to 5.13 `crop` took the length to keep, and negative numbers for tokens to remove; later ones remove only.
 _CROP_ONLY_REMOVES = "tokens_to_remove" in inspect.signature(_stock.DynamicLayer.crop).parameters
+# Up to 5.4 models with layers of linear attention brought caches of their own.
+_KNOWS_OTHER_LAYERS = hasattr(_stock, "LinearAttentionLayer")
 _LAYERS_WITHOUT_KEYS = ("LinearAttentionLayer", "DummyLayer")
 
 
@@ -175,7 +177,7 @@ def check_layer_types(config: Any) -> None:
     """Raise OptionError for kinds of layers that this transformers keeps elsewhere, or whose mask is no window."""
     known = {"full_attention", "sliding_attention", "linear_attention", "conv", "mlp", "moe"}
     kinds = set(getattr(config.get_text_config(decoder=True), "layer_types", None) or ())
-    if not _CROP_ONLY_REMOVES:
+    if not _KNOWS_OTHER_LAYERS:
         known -= {"linear_attention", "conv", "mlp", "moe"}
     odd = sorted(kinds - known)
     if odd:
