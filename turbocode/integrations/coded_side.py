@@ -164,10 +164,9 @@ class CodedSide:
 
 
 def _in_16_bits(x: Any) -> Any:
-    """x in float16, bfloat16 where it is that already. Raises DataError for what float16 cannot hold."""
-    if x.dtype == torch.bfloat16:
-        return x
-    narrow = x.to(torch.float16)
+    """A copy of x in float16, bfloat16 where it is that already. Raises DataError for what that cannot hold."""
+    # A copy: a view would keep the memory of the whole prompt.
+    narrow = x.to(x.dtype if x.dtype == torch.bfloat16 else torch.float16, copy=True)
     if not torch.isfinite(narrow).all():
-        raise DataError("a key or value passes 65504 or is not finite, so that it cannot be kept in float16")
-    return narrow.clone() if narrow is x else narrow
+        raise DataError("a key or value passes 65504 or is not finite, so that it cannot be kept in 16 bits")
+    return narrow
