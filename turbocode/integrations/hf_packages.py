@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from importlib.util import find_spec
 
@@ -35,5 +36,7 @@ check_version(transformers.__version__)
 # Progress bars and advice of the package would mix with what a command prints.
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
+# Without a network, five retries are announced before the error comes.
+logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 __all__ = ["INSTALL_HF", "OLDEST_TRANSFORMERS", "check_version", "torch", "transformers"]
