@@ -24,7 +24,7 @@ from turbocode.integrations.hf_packages import torch, transformers
 
 COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
 PROBE_TOLERANCE = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 1e-1}  # of the largest logit
-PROBE_TOKENS = 4  # long enough to attend, short enough for any context
+PROBE_TOKENS = 5  # more than two chunks of two, and short enough for any context
 
 
 @dataclass(frozen=True)
@@ -205,14 +205,20 @@ class LanguageModel:
         return int(self.text_config.vocab_size)
 
     def _check_ways(self, probe: NDArray[Any], states: Any) -> None:
-        """Raise OptionError unless body and head apart, and token by token, give what the model gives at once."""
+        """Raise OptionError unless body and head apart, and tokens in chunks, give what the model gives at once."""
         with torch.inference_mode():
             whole = self.model(input_ids=self._ids(probe), use_cache=False).logits[0].float().cpu().numpy()
-        steps = self.hidden(probe, transformers.DynamicCache(config=self.config), chunk=1)
+        ways = {"its head by itself": self.logits(states)}
+        for way, chunk in (("token by token", 1), ("in chunks", 2)):
+            cache = transformers.DynamicCache(config=self.config)
+            ways[way] = self.logits(self.hidden(probe, cache, chunk=chunk))
         bound = PROBE_TOLERANCE[str(self.model.dtype).removeprefix("torch.")] * np.abs(whole).max()
-        for way, found in (("its head by itself", self.logits(states)), ("token by token", self.logits(steps))):
+        for way, found in ways.items():
             if not np.abs(found - whole).max() <= bound:
-                raise OptionError(f"{type(self.model).__name__} gives other logits {way} than as a whole")
+                raise OptionError(
+                    f"{type(self.model).__name__} of transformers {transformers.__version__} gives other logits {way} "
+                    "than as a whole"
+                )
 
     def _ids(self, tokens: NDArray[Any]) -> Any:
         return torch.from_numpy(np.ascontiguousarray(tokens, dtype=np.int64))[None].to(self.model.device)
