@@ -54,9 +54,26 @@ def comparison(document: dict[str, Any]) -> list[str]:
     return lines
 
 
+def spread(one_pass: dict[str, Any], chunked: dict[str, Any]) -> list[str]:
+    """The lines of the table of the figures of one pass and of chunks, which differ in the order of float32 sums."""
+    lines = [
+        "| codec | KL mean, one pass | in chunks | KL median, one pass | in chunks |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    codecs = {codec["name"]: codec for codec in one_pass["codecs"]}
+    for other in chunked["codecs"]:
+        row = codecs[other["name"]]
+        cells = []
+        for key, digits in (("kl_mean", 5), ("kl_median", 6)):
+            cells += [f"{row[key]:.{digits}f}", f"{100 * (other[key] / row[key] - 1):+.1f} %"]
+        lines.append(f"| `{other['name']}` | {' | '.join(cells)} |")
+    return lines
+
+
 if __name__ == "__main__":
     for path in sys.argv[1:]:
         found = json.loads(Path(path).read_text())
         print("\n".join([path, "", *table(found), ""]))
-        if found["model"] == "lm-hd128":
-            print("\n".join([*comparison(found), ""]))
+        if found["model"] == "lm-hd128" and found["mode"] == "one pass":
+            chunked = json.loads(Path(path).with_stem(Path(path).stem + "-chunks").read_text())
+            print("\n".join([*comparison(found), "", *spread(found, chunked), ""]))

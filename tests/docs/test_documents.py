@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from benchmarks.fidelity_table import comparison, table
+from benchmarks.fidelity_table import comparison, spread, table
 
 from turbocode.dumps import open_dump
 from turbocode.evaluation.sweep import sweep_codecs
@@ -96,6 +96,8 @@ def test_the_tables_of_fidelity_are_those_of_the_runs(model: str) -> None:
     assert document["machine"]["cpu"] in text
     if model == "lm-hd128":
         assert "\n".join(comparison(document)) in text
+        chunked = json.loads((ROOT / "docs" / "benchmarks" / f"fidelity-{model}-chunks.json").read_text())
+        assert chunked["mode"] == "chunks of 256" and "\n".join(spread(document, chunked)) in text
 
 
 @pytest.mark.skipif(find_spec("transformers") is None, reason="needs the extra hf (torch and transformers)")
