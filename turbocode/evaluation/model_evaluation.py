@@ -66,9 +66,9 @@ def evaluate_policies(
 
     windows : tokens int64 (n_windows, context), each a sequence of its own; position t predicts token t + 1
     advance : called with 1 after each run of a window
-    The keys of the result: model, mode, n_windows, context, first and last scored position, compute_dtype, codecs (one a
-    policy: name, bits_per_value, sinks, residual, what `summarise` gives, seconds, by_position), base_seconds, seconds,
-    machine, versions.
+    The keys of the result: model, mode, n_windows, context, first and last scored position, compute_dtype, codecs (one
+    a policy: name, bits_per_value, sinks, residual, what `summarise` gives, seconds, by_position), base_seconds,
+    seconds, machine, versions.
     Raises OptionError for codecs that do not fit the model, or a mode that a policy cannot be measured in.
     """
     n_windows, context = windows.shape
