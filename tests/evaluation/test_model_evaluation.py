@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.tiny_models import EVERY_FAMILY, VOCABULARY, some_tokens, tiny_model, torch, transformers
+from helpers.tiny_models import EVERY_FAMILY, VOCABULARY, WITH_SINKS, some_tokens, tiny_model, torch, transformers
 
 from turbocode.codecs import make_codec
 from turbocode.errors import OptionError
@@ -121,6 +121,15 @@ def test_an_exact_cache_differs_by_exactly_nothing(family: str, mode: Evaluation
     row = evaluate(tiny_model(family), [CachePolicy.of("exact", "exact")], mode)["codecs"][0]
     assert {row[key] for key in row if key.startswith(("kl_", "delta_p"))} == {0.0}
     assert row["same_top"] == row["ppl_ratio"] == 1.0 and row["bits_per_value"] == 32.0
+
+
+def test_learned_sinks_stay_in_the_models_own_attention() -> None:
+    model, coded = tiny_model(WITH_SINKS), CachePolicy.of("turbo3", "turbo2")
+    rows = [evaluate(model, [EXACT_CACHE, coded], mode)["codecs"] for mode in MODES[:3]]
+    assert all(exact["kl_max"] == 0.0 for exact, _ in rows)
+    assert all(row["kl_mean"] == pytest.approx(rows[0][1]["kl_mean"], rel=1e-3) for _, row in rows)
+    with pytest.raises(OptionError, match="learned sinks"):
+        evaluate(model, [coded], EvaluationMode(packed=True))
 
 
 def test_float16_is_exact_where_the_model_computes_in_it() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.tiny_models import EVERY_FAMILY, some_tokens, tiny_model, torch, transformers
+from helpers.tiny_models import EVERY_FAMILY, WITH_SINKS, some_tokens, tiny_model, torch, transformers
 
 from turbocode.dumps import open_dump
 from turbocode.errors import DataError, OptionError
@@ -78,6 +78,16 @@ def test_a_dump_without_queries(text: Any, tmp_path: Path) -> None:
     capture_dump(tiny_model("llama"), text, tmp_path / "dump.h5", CaptureSpec(CONTEXT, WINDOWS, 0))
     with open_dump(tmp_path / "dump.h5") as dump:
         assert [layer.n_rows for layer in dump.layers] == [0, 0]
+
+
+def test_learned_sinks_have_no_place_in_a_dump(text: Any, tmp_path: Path) -> None:
+    model = tiny_model(WITH_SINKS)
+    with pytest.raises(OptionError, match="learned sink") as caught:
+        capture_dump(model, text, tmp_path / "dump.h5", CaptureSpec(CONTEXT, WINDOWS))
+    assert "--rows 0" in str(caught.value.hint) and not (tmp_path / "dump.h5").exists()
+    capture_dump(model, text, tmp_path / "dump.h5", CaptureSpec(CONTEXT, WINDOWS, 0))
+    with open_dump(tmp_path / "dump.h5") as dump:
+        assert len(dump.layers) == 2
 
 
 def test_the_shipped_dump_is_captured_again(tmp_path: Path) -> None:

@@ -166,6 +166,8 @@ def _check(
                 codec = policy.codec_for(number, side, dim, shape.n_kv_heads)
                 if mode.packed and codec is None:
                     raise OptionError(f"{policy.name}: packed attention reads blocks, and exact {side} have none")
+    if mode.packed and any(shape.has_sinks for shape in model.layers):
+        raise OptionError("the model's softmax counts learned sinks, which packed attention does not know")
     if mode.packed and model.model.device.type != "cpu":
         raise OptionError("attention over packed blocks has no GPU kernels yet", hint="--device cpu, or no --packed")
 

@@ -69,6 +69,12 @@ def capture_dump(
     check_context(model, spec.context)
     tokens, positions = text.windows(spec.n_windows, spec.context, bos=spec.bos), spec.positions()
     layers = model.layers
+    sinks = [shape.layer_index for shape in layers if shape.has_sinks]
+    if sinks and len(positions):
+        raise OptionError(
+            f"the softmax of layer {sinks[0]} counts a learned sink, for which a dump has no place",
+            hint="--rows 0 leaves the queries out, and with them every comparison of attention",
+        )
     metadata = _metadata(model, text, spec.dtype)
     vectors = spec.context * 2 * metadata.n_kv_heads + len(positions) * metadata.n_query_heads
     n_bytes = len(layers) * spec.n_windows * vectors * metadata.head_dim * LOGICAL_BYTES[spec.dtype]
