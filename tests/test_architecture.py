@@ -25,6 +25,7 @@ FLOORS = {
     "conversion": 4,
     "evaluation": 5,
     "export": 5,
+    "integrations": 5,
     "turbocode_cli": 6,
 }
 # Rooms of one floor that may look at each other, in this direction.
@@ -34,6 +35,7 @@ NEIGHBOURS = {
     ("formats", "errors"),
     ("codebooks", "text_input"),
     ("export", "evaluation"),
+    ("evaluation", "integrations"),  # a language model is evaluated through them
 }
 OWNERS = {
     "numba": {"kernels", "evaluation"},  # evaluation only asks doctor's questions
@@ -47,6 +49,9 @@ OWNERS = {
     "jinja2": {"export"},
     "matplotlib": {"evaluation"},
     "psutil": {"evaluation"},
+    "torch": {"integrations", "evaluation"},  # evaluation times GPU kernels on torch's arrays
+    "transformers": {"integrations"},
+    "tokenizers": {"integrations"},
     "click": {"turbocode_cli"},
     "rich": {"turbocode_cli"},
 }
@@ -137,7 +142,7 @@ def loaded_by(statement: str) -> set[str]:
 
 
 def test_importing_turbocode_does_no_work() -> None:
-    assert not loaded_by("import turbocode") & {"numpy", "numba", "h5py", "scipy", "click", "matplotlib"}
+    assert not loaded_by("import turbocode") & {"numpy", "numba", "h5py", "scipy", "click", "matplotlib", "torch"}
 
 
 def test_the_catalogue_of_codecs_needs_no_compiler() -> None:

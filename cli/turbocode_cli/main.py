@@ -26,6 +26,8 @@ COMMANDS = {
     "train-codebook": LazyCommand("turbocode_cli.train_codebook:command", "Compute a codebook, from theory or a dump."),
     "quantize": LazyCommand("turbocode_cli.quantize:command", "Encode the keys and values of a dump."),
     "dequantize": LazyCommand("turbocode_cli.dequantize:command", "Decode a quantized file into a dump."),
+    "capture": LazyCommand("turbocode_cli.capture:command", "Take a dump of a language model over a text."),
+    "evaluate": LazyCommand("turbocode_cli.evaluate:command", "Score a language model with coded caches."),
     "attend": LazyCommand("turbocode_cli.attend:command", "Compare or time attention over packed blocks."),
     "benchmark": LazyCommand("turbocode_cli.benchmark:command", "Time the kernels of the GPU."),
     "export": LazyCommand("turbocode_cli.export:command", "Write what a runtime needs, such as a C header."),

@@ -67,9 +67,9 @@ def resolve_device(name: str, quiet: bool, cpu_only: str | None = None) -> int |
     problem = cuda_problem()
     if match is None:
         if problem is None and cpu_only is None:
-            _say(quiet, f"device: cuda:0 ({cuda_devices()[0]})")
+            say(quiet, f"device: cuda:0 ({cuda_devices()[0]})")
             return 0
-        _say(quiet, f"device: cpu ({cpu_only or problem})")
+        say(quiet, f"device: cpu ({cpu_only or problem})")
         return None
     if problem:
         raise DeviceError(f"device {name} is not available: {problem}", hint=f"{INSTALL_CUDA}, or --device cpu")
@@ -82,7 +82,8 @@ def resolve_device(name: str, quiet: bool, cpu_only: str | None = None) -> int |
     return number
 
 
-def _say(quiet: bool, text: str) -> None:
+def say(quiet: bool, text: str) -> None:
+    """Prints a note on stderr, unless quiet."""
     if not quiet:
         print(text, file=sys.stderr)
 

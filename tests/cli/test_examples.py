@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -13,8 +14,15 @@ from turbocode_cli import attend, export, main
 LEFT_OUT = {("demo",), ("benchmark",)}  # the first has a test of its own, the second needs a GPU
 GROUPS = {(): main.command, ("attend",): attend.command, ("export",): export.command}
 SLOW = {"benchmark"}
+NEED_A_MODEL = {"capture", "evaluate"}
+HAS_MODELS = bool(find_spec("torch") and find_spec("transformers"))
+WITHOUT_MODELS = pytest.mark.skipif(not HAS_MODELS, reason="needs the extra hf (torch and transformers)")
 PATHS = [
-    pytest.param((*path, name), id=" ".join((*path, name)), marks=[pytest.mark.slow] if name in SLOW else [])
+    pytest.param(
+        (*path, name),
+        id=" ".join((*path, name)),
+        marks=[*([pytest.mark.slow] if name in SLOW else []), *([WITHOUT_MODELS] if name in NEED_A_MODEL else [])],
+    )
     for path, group in GROUPS.items()
     for name in group.lazy
     if (*path, name) not in LEFT_OUT

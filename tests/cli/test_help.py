@@ -14,7 +14,7 @@ from turbocode_cli.lazy_group import LazyGroup
 
 GROUPS = {(): main.command, ("attend",): attend.command, ("export",): export.command, ("benchmark",): benchmark.command}
 COMMANDS = [(*path, name) for path, group in GROUPS.items() for name in group.lazy]
-HEAVY = ("numpy", "h5py", "numba", "scipy", "sklearn", "pydantic", "rich", "psutil", "importlib.metadata")
+HEAVY = ("numpy", "h5py", "numba", "scipy", "sklearn", "pydantic", "rich", "psutil", "torch", "importlib.metadata")
 
 
 def modules_after(start: Callable[..., Any], *arguments: str, among: tuple[str, ...]) -> list[str]:
@@ -63,7 +63,7 @@ def test_help_imports_nothing_heavy(start: Callable[..., Any], arguments: list[s
     assert modules_after(start, *arguments, among=HEAVY) == []
 
 
-@pytest.mark.parametrize("name", ["inspect", "verify", "synthesize", "doctor"])
+@pytest.mark.parametrize("name", ["inspect", "verify", "synthesize", "doctor", "capture", "evaluate"])
 def test_help_of_a_command_imports_nothing_heavy(start: Callable[..., Any], name: str) -> None:
     assert modules_after(start, name, "--help", among=HEAVY) == []
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import doctest
+import json
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from benchmarks.fidelity_table import comparison, spread, table
 
 from turbocode.dumps import open_dump
 from turbocode.evaluation.sweep import sweep_codecs
@@ -82,6 +85,28 @@ def test_the_table_of_codecs_is_measured(tmp_path: Path) -> None:
                 assert row[key] < 1e-6
             else:
                 assert float(shown) == pytest.approx(row[key], rel=6e-3, abs=1e-12), key
+
+
+@pytest.mark.parametrize("model", ["lm-hd128", "lm-tiny"])
+def test_the_tables_of_fidelity_are_those_of_the_runs(model: str) -> None:
+    text = (ROOT / "docs" / "fidelity.md").read_text()
+    document = json.loads((ROOT / "docs" / "benchmarks" / f"fidelity-{model}.json").read_text())
+    assert document["model"] == model and (document["n_windows"], document["context"]) == (2, 2048)
+    assert "\n".join(table(document)) in text
+    assert document["machine"]["cpu"] in text
+    if model == "lm-hd128":
+        assert "\n".join(comparison(document)) in text
+        chunked = json.loads((ROOT / "docs" / "benchmarks" / f"fidelity-{model}-chunks.json").read_text())
+        assert chunked["mode"] == "chunks of 256" and "\n".join(spread(document, chunked)) in text
+
+
+@pytest.mark.skipif(find_spec("transformers") is None, reason="needs the extra hf (torch and transformers)")
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # the argument's name changes with transformers
+def test_the_cache_of_the_document_generates() -> None:
+    parser, runner = doctest.DocTestParser(), doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
+    (block,) = blocks((ROOT / "docs" / "fidelity.md").read_text(), "python")
+    runner.run(parser.get_doctest(block, {}, "fidelity.md", "fidelity.md", 0))
+    assert runner.summarize(verbose=False) == (0, len(parser.get_examples(block)))
 
 
 def test_the_table_of_formats_is_computed() -> None:

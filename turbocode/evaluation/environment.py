@@ -16,7 +16,8 @@ from typing import Any
 import turbocode
 from turbocode.evaluation.machine import cpu_model, usable_cores
 
-PACKAGES = ("numpy", "numba", "h5py", "scipy", "click", "rich", "pydantic", "numba-cuda", "hdf5plugin")
+_REQUIRED = ("numpy", "numba", "h5py", "scipy", "click", "rich", "pydantic")
+PACKAGES = (*_REQUIRED, "numba-cuda", "hdf5plugin", "torch", "transformers")
 _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 _CUDA_DRIVERS = ("libcuda.so.1", "nvcuda.dll")
 _NAME_BYTES = 256

@@ -201,3 +201,26 @@ def plot_kernels(path: AnyPath, result: dict[str, Any], *, force: bool = False) 
     axes.legend(loc="lower right")
     axes.set_title(f"{result['device']['name']}, {result['n_values']:,} values")
     _save(figure, path, force)
+
+
+def plot_error_by_position(path: AnyPath, result: dict[str, Any], *, force: bool = False) -> None:
+    """Write a PNG of mean and median KL divergence by position in the window; result is `evaluate_policies`'."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11.0, 4.8), dpi=_DPI, layout="constrained")
+    labels = {"kl_mean": "mean KL divergence (nats)", "kl_median": "median KL divergence (nats)"}
+    for axes, (key, label) in zip(figure.subplots(1, 2), labels.items(), strict=True):
+        for row in result["codecs"]:
+            buckets = [bucket for bucket in row["by_position"] if bucket[key] > 0]  # the axes are logarithmic
+            x = [(bucket["first"] + bucket["last"]) / 2 for bucket in buckets]
+            y = [bucket[key] for bucket in buckets]
+            error = [bucket["kl_mean_error"] for bucket in buckets] if key == "kl_mean" else None
+            axes.errorbar(x, y, yerr=error, marker="o", ms=4, lw=1.2, capsize=2, label=row["name"])
+        axes.set(xlabel="position in the window", ylabel=label, yscale="log")
+        axes.grid(visible=True, which="major", alpha=0.4)
+    if any(bucket["kl_mean"] > 0 for row in result["codecs"] for bucket in row["by_position"]):
+        figure.axes[0].legend(fontsize=8, ncols=2)
+    figure.suptitle(
+        f"{result['model']}, {result['n_windows']} windows of {result['context']:,} tokens, {result['mode']}"
+    )
+    _save(figure, path, force)

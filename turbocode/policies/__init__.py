@@ -1,6 +1,7 @@
 """Policies (floor 3): which codec for which layer, keys or values, head."""
 
+from turbocode.policies.cache_policy import EXACT, EXACT_CACHE, CachePolicy
 from turbocode.policies.recipe import LayerChoice, Recipe, read_recipe
 from turbocode.policies.resolve import resolve_codec
 
-__all__ = ["LayerChoice", "Recipe", "read_recipe", "resolve_codec"]
+__all__ = ["EXACT", "EXACT_CACHE", "CachePolicy", "LayerChoice", "Recipe", "read_recipe", "resolve_codec"]

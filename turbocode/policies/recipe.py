@@ -95,7 +95,7 @@ class Recipe(BaseModel):
         """Raise OptionError if the recipe names a layer that a cache of n_layers does not have."""
         for key in self.layers:
             if parse_layers(key)[-1] >= n_layers:
-                raise OptionError(f"layers {key!r}: the dump has layers 0 to {n_layers - 1}")
+                raise OptionError(f"layers {key!r}: there are layers 0 to {n_layers - 1}")
 
 
 def restricted(recipe: Recipe, layers: Iterable[int], n_layers: int) -> Recipe:

@@ -1,0 +1,172 @@
+"""The keys or the values of one layer of a running model's cache: some tokens exact, the others coded once, for good.
+
+B sequences, J KV heads, T tokens, D head_dim. A token is encoded when it leaves the residual, never again: a cache that
+encodes its history over and over loses a little each time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from turbocode.codecs import Codec
+from turbocode.errors import DataError
+from turbocode.integrations.hf_packages import torch
+
+Part = tuple[Codec | None, Any]
+
+
+def encode_heads(codec: Codec, values: NDArray[Any]) -> NDArray[np.uint8]:
+    """Blocks uint8 (B, J, T, bytes_per_vector) of float16 or float32 vectors (B, J, T, D), by each head's codebook.
+
+    Raises DataError for a NaN or an infinity.
+    """
+    if len(codec.codebooks) <= 1:
+        return codec.encode(values)[0]
+    heads = [codec.encode(values[:, head], head)[0] for head in range(values.shape[1])]
+    return np.stack(heads, axis=1)
+
+
+def decode_heads(codec: Codec, blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Vectors float32 (B, J, T, D) of blocks (B, J, T, bytes_per_vector)."""
+    if len(codec.codebooks) <= 1:
+        return codec.decode(blocks)
+    return np.stack([codec.decode(blocks[:, head], head) for head in range(blocks.shape[1])], axis=1)
+
+
+class CodedSide:
+    """Tokens in order: the sinks (16 bits), the coded ones, and the residual, the latest ones (16 bits).
+
+    codec : None keeps every token exactly, in the dtype it came in
+    holds_blocks : keep the coded tokens as blocks, decoded whenever they are read; else as the values that decoding the
+        blocks gives, which costs the memory of an uncoded cache and saves the time
+    """
+
+    def __init__(self, codec: Codec | None, sinks: int, residual: int, *, holds_blocks: bool) -> None:
+        self.codec, self.sinks, self.residual, self.holds_blocks = codec, sinks, residual, holds_blocks
+        self._seen = 0  # tokens appended so far, whether they are still here or not
+        self._parts: dict[str, Any] = {"sinks": None, "coded": None, "residual": None}
+        self._dtype: Any = None
+        self._head_dim = 0
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens that are here."""
+        return sum(part.shape[-2] for part in self._parts.values() if part is not None)
+
+    @property
+    def n_values(self) -> int:
+        """Values that are here, over all sequences, heads and tokens."""
+        return sum(self._vectors(part) for part in self._parts.values() if part is not None) * self._head_dim
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes that the tokens take, coded ones as blocks."""
+        total = 0
+        for name, part in self._parts.items():
+            if part is None:
+                continue
+            is_coded = name == "coded" and self.codec is not None
+            width = self.codec.bytes_per_vector if is_coded and self.codec else self._head_dim * part.element_size()
+            total += self._vectors(part) * width
+        return total
+
+    @staticmethod
+    def _vectors(part: Any) -> int:
+        return int(np.prod(part.shape[:-1]))
+
+    def append(self, x: Any) -> None:
+        """Add the tokens x (B, J, T, D), a floating tensor. Raises DataError for what a codec cannot store."""
+        self._dtype, self._head_dim = x.dtype, x.shape[-1]
+        if self.codec is None:
+            self._extend("residual", x)
+            self._seen += x.shape[-2]
+            return
+        n_sinks = min(max(self.sinks - self._seen, 0), x.shape[-2])
+        self._seen += x.shape[-2]
+        if n_sinks:
+            self._extend("sinks", _in_16_bits(x[..., :n_sinks, :]))
+            x = x[..., n_sinks:, :]
+        held = 0 if self._parts["residual"] is None else self._parts["residual"].shape[-2]
+        leaving = max(held + x.shape[-2] - self.residual, 0)
+        if leaving and held:
+            old = self._parts["residual"]
+            self._extend("coded", self._coded(old[..., :leaving, :]))
+            self._parts["residual"] = old[..., leaving:, :]
+        passing = max(leaving - held, 0)
+        if passing:
+            self._extend("coded", self._coded(x[..., :passing, :]))
+        if x.shape[-2] > passing:
+            self._extend("residual", _in_16_bits(x[..., passing:, :]))
+
+    def _coded(self, x: Any) -> Any:
+        """What is kept of tokens that are being encoded: their blocks, or the values that these decode to."""
+        assert self.codec is not None
+        wide = x if x.dtype in (torch.float16, torch.float32) else x.float()
+        blocks = encode_heads(self.codec, wide.detach().cpu().numpy())
+        kept = torch.from_numpy(blocks)
+        return kept.to(x.device) if self.holds_blocks else self._decoded(kept).to(x.device)
+
+    def _decoded(self, blocks: Any) -> Any:
+        assert self.codec is not None
+        return torch.from_numpy(decode_heads(self.codec, blocks.cpu().numpy())).to(self._dtype)
+
+    def _extend(self, name: str, more: Any) -> None:
+        part = self._parts[name]
+        self._parts[name] = more if part is None else torch.cat([part, more], dim=-2)
+
+    def read(self) -> Any:
+        """All tokens that are here, (B, J, T, D) in the dtype of what was appended last."""
+        tensors = []
+        for name, part in self._parts.items():
+            if part is not None and part.shape[-2]:
+                is_packed = name == "coded" and self.holds_blocks
+                tensors.append(self._decoded(part).to(part.device) if is_packed else part.to(self._dtype))
+        return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim=-2)
+
+    def packed_parts(self) -> list[Part]:
+        """(codec, blocks uint8 (B, J, T, bytes)) of consecutive runs of tokens, as they are stored.
+
+        The codec is None for runs of float16, whose bytes are the blocks of `f16`. Raises DataError where a run has no
+        blocks: an exact side, or bfloat16.
+        """
+        parts: list[Part] = []
+        for name, part in self._parts.items():
+            if part is None or not part.shape[-2]:
+                continue
+            if name == "coded" and self.holds_blocks:
+                parts.append((self.codec, part))
+            elif part.dtype == torch.float16:
+                parts.append((None, part.contiguous().view(torch.uint8)))
+            else:
+                raise DataError(f"{name} tokens in {part.dtype} have no blocks that packed attention could read")
+        return parts
+
+    def keep(self, start: int, stop: int) -> None:
+        """Forget every token but start to stop, counted among those that are here."""
+        removed = self.n_tokens - stop
+        first = 0
+        for name, part in self._parts.items():
+            if part is None:
+                continue
+            n = part.shape[-2]
+            # A copy: a view would keep the forgotten tokens' memory.
+            self._parts[name] = part[..., max(start - first, 0) : max(min(stop - first, n), 0), :].clone()
+            first += n
+        self._seen -= max(removed, 0)
+
+    def each(self, change: Callable[[Any], Any]) -> None:
+        """Put change(part) in place of every part, a tensor (B, J, T, ...): for what concerns sequences or devices."""
+        self._parts = {name: None if part is None else change(part) for name, part in self._parts.items()}
+
+
+def _in_16_bits(x: Any) -> Any:
+    """A copy of x in float16, bfloat16 where it is that already. Raises DataError for what that cannot hold."""
+    # A copy: a view would keep the memory of the whole prompt.
+    narrow = x.to(x.dtype if x.dtype == torch.bfloat16 else torch.float16, copy=True)
+    if not torch.isfinite(narrow).all():
+        raise DataError("a key or value passes 65504 or is not finite, so that it cannot be kept in 16 bits")
+    return narrow
