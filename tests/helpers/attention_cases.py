@@ -46,7 +46,25 @@ class AttentionCase:
         return make_codec(self.k, self.head_dim), make_codec(self.v, self.head_dim)
 
     def build(self, rng: np.random.Generator) -> dict[str, Any]:
-        """Host arrays: queries, keys, values, last_token, pages, gains; output and lse as they should be, float64."""
+        """What `build_blocks` gives, with output and lse as they should be, float64."""
+        arrays = self.build_blocks(rng)
+        key_codec, value_codec = self.codecs()
+        keys, values = arrays.pop("blocks")
+        output, lse = reference.decode_attention(
+            arrays["queries"],
+            key_codec.decode(keys),
+            value_codec.decode(values),
+            arrays["last_token"].astype(np.int64),
+            scale=self.scale,
+            window=self.window,
+            softcap=self.softcap,
+        )
+        if arrays["gains"] is not None:
+            output = output * arrays["gains"][None, :, None, None]
+        return {**arrays, "output": output, "lse": lse}
+
+    def build_blocks(self, rng: np.random.Generator) -> dict[str, Any]:
+        """Host arrays: queries, keys, values, last_token, pages, gains; blocks: keys and values as first encoded."""
         key_codec, value_codec = self.codecs()
         shape = (self.n_seqs, self.n_kv_heads, self.n_tokens, self.head_dim)
         keys = (rng.standard_normal(shape) * self.norm).astype(np.float16)
@@ -55,18 +73,7 @@ class AttentionCase:
         queries = rng.standard_normal((self.n_seqs, self.n_heads, self.n_rows, self.head_dim)).astype(self.dtype)
         blocks = [codec.encode(x)[0] for codec, x in ((key_codec, keys), (value_codec, values))]
         last = np.full((self.n_seqs, self.n_rows), self.n_tokens - 1) if self.last is None else np.array(self.last)
-        output, lse = reference.decode_attention(
-            queries,
-            key_codec.decode(blocks[0]),
-            value_codec.decode(blocks[1]),
-            last.astype(np.int64),
-            scale=self.scale,
-            window=self.window,
-            softcap=self.softcap,
-        )
         gains = rng.uniform(0.5, 1.5, self.n_heads).astype(np.float32) if self.has_gains else None
-        if gains is not None:
-            output = output * gains[None, :, None, None]
         pages = None
         if self.page:
             n = -(-self.n_tokens // self.page)
@@ -81,8 +88,7 @@ class AttentionCase:
             "last_token": last.astype(np.int32),
             "pages": pages,
             "gains": gains,
-            "output": output,
-            "lse": lse,
+            "blocks": blocks,
         }
 
     def _roomy(self, blocks: Any) -> Any:

@@ -1,11 +1,11 @@
 """The fast kernel of decode attention: packed keys and values in, tensor cores, one launch.
 
-A block takes its share of all heads' tokens (work_split.py). For each stretch of a head it lays out the rotated queries,
-then its warps go through tiles of 32 tokens, each on its own: rows arrive in shared memory ahead (tile_copy.py), keys are
-decoded in registers and multiplied with the queries (key_scores.py), scores become weights (softmax.py), values are
-decoded and summed (value_sums.py). Keys are one tile ahead of values, so that two streams of instructions that do not
-wait for each other are in flight. Warps, then blocks, add up their partial results (combine.py, part_results.py), and
-outputs are rotated back.
+A block takes its share of all heads' tokens (work_split.py). For each stretch of a head it lays out the rotated
+queries, then its warps go through tiles of 32 tokens, each on its own: rows arrive in shared memory ahead
+(tile_copy.py), keys are decoded in registers and multiplied with the queries (key_scores.py), scores become weights
+(softmax.py), values are decoded and summed (value_sums.py). Keys are one tile ahead of values, so that two streams of
+instructions that do not wait for each other are in flight. Warps, then blocks, add up their partial results
+(combine.py, part_results.py), and outputs are rotated back.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from turbocode.kernels.attention.reading import has_norm
 from turbocode.kernels.attention.softmax import softmax
 from turbocode.kernels.attention.tile_copy import row_fetch
 from turbocode.kernels.attention.value_sums import value_sums
-from turbocode.kernels.attention.work_split import first_unit, seen_by, work_split
+from turbocode.kernels.attention.work_split import agreed, first_unit, seen_by, work_split
 
 N_ARGS = 36
 
@@ -93,7 +93,9 @@ def attend_kernel(variant: AttendVariant) -> Any:
     @device
     def column_of(c: Any, lane: Any, first_column: Any, n_used: Any) -> Any:
         """The number of the query of the lane's column c; of one that is used, if that is not."""
-        column = uint32(first_column + uint32(uint32(8 * (c // 2) + c % 2) + uint32(uint32(lane & uint32(3)) << uint32(1))))
+        column = uint32(
+            first_column + uint32(uint32(8 * (c // 2) + c % 2) + uint32(uint32(lane & uint32(3)) << uint32(1)))
+        )
         return uint32(min(column, uint32(n_used - uint32(1))))
 
     @device
@@ -147,7 +149,7 @@ def attend_kernel(variant: AttendVariant) -> Any:
         base = shared_address(cuda.shared.array(0, uint32), 0)
         thread = uint32(cuda.threadIdx.x)
         lane = uint32(thread & uint32(31))
-        warp = _ptx.shuffle_index(uint32(thread >> uint32(5)), uint32(0))  # the compiler sees that lanes agree
+        warp = agreed(uint32(thread >> uint32(5)))
         key_side = keys, k_seq, k_head, pages, page_stride, page_log2
         value_side = values, v_seq, v_head, pages, page_stride, page_log2
         source, shape = (queries, q_seq, q_head, q_row), (n_kv_heads, per_head, n_rows)
@@ -203,6 +205,7 @@ def attend_kernel(variant: AttendVariant) -> Any:
                 distance = uint32(1 << step)
                 hidden_from = min(hidden_from, int32(_ptx.shuffle_xor(uint32(hidden_from), distance)))
                 hidden_to = max(hidden_to, int32(_ptx.shuffle_xor(uint32(hidden_to), distance)))
+            hidden_from, hidden_to = int32(agreed(uint32(hidden_from))), int32(agreed(uint32(hidden_to)))
             sync()
             lay_fragments(q_rows, lane, q)
             begin(top, total, o)

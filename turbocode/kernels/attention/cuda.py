@@ -46,7 +46,7 @@ SHAPES = (
     Shape(4, 1, 2),
     Shape(1, 1, 2),
 )
-WIDE_SHAPES = (Shape(12, 1, 2), Shape(8, 1, 3), Shape(8, 1, 2), Shape(4, 1, 2), Shape(1, 1, 2))
+WIDE_SHAPES = (Shape(8, 1, 3), Shape(8, 1, 2), Shape(4, 1, 2), Shape(1, 1, 2))
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,17 @@ class DecodeAttention:
             call = self._calls[key] = self._prepare(arrays, *options)
         handle = stream_handle(stream, current)
         room = self._room(device, handle, call)
-        pointers: tuple[Any, ...] = (q, target, lse_target, k, v, call.key_words.pointer, call.value_words.pointer, last, page_table)
+        pointers: tuple[Any, ...] = (
+            q,
+            target,
+            lse_target,
+            k,
+            v,
+            call.key_words.pointer,
+            call.value_words.pointer,
+            last,
+            page_table,
+        )
         pointers += (room.work, room.counters, gain_table)
         if call.grid:
             args = pointers + call.counts

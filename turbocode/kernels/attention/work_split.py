@@ -44,6 +44,12 @@ def block_of(unit: Any, n_units: Any, n_blocks: Any) -> Any:
 
 
 @device
+def agreed(value: Any) -> Any:
+    """A uint32 that all lanes of a warp have, so that the compiler sees it and keeps it once for all of them."""
+    return uint32(_ptx.shuffle_index(uint32(value), uint32(0)))
+
+
+@device
 def seen_by(row: Any, seq: Any, seen: Any) -> Any:
     """(last, oldest) int32: the tokens of the cache that a row sees; last is -1 and less if there are none."""
     address = seen[0] + uint64(uint32(uint32(uint32(seq) * uint32(seen[1])) + uint32(row))) * uint64(4)
@@ -96,7 +102,7 @@ def work_split(chunk: int, tile: int) -> WorkSplit:
             _, _, more = of_seq(uint32(base + lane), n_seqs, seen)
             found = uint32(found + _ptx.shuffle_index(added_up(uint32(more * uint32(heads)), lane), uint32(31)))
             base = uint32(base + uint32(WARP))
-        return found, begin, end, units, sums
+        return agreed(found), begin, end, units, sums
 
     @device
     def locate(unit: Any, surveyed: Any, n_seqs: Any, heads: Any, lane: Any, seen: Any) -> Any:
@@ -108,14 +114,14 @@ def work_split(chunk: int, tile: int) -> WorkSplit:
             begin, end, units = of_seq(uint32(base + lane), n_seqs, seen)
             sums = uint32(after + added_up(uint32(units * uint32(heads)), lane))
             after = uint32(_ptx.shuffle_index(sums, uint32(31)))
-        number = _ptx.count_bits(_ptx.lanes_where(uint32(1 if sums <= unit else 0)))
-        before = _ptx.shuffle_index(uint32(sums - uint32(units * uint32(heads))), uint32(number))
+        number = uint32(_ptx.count_bits(_ptx.lanes_where(uint32(1 if sums <= unit else 0))))
+        before = _ptx.shuffle_index(uint32(sums - uint32(units * uint32(heads))), number)
         return (
-            uint32(base + uint32(number)),
-            uint32(before),
-            int32(_ptx.shuffle_index(uint32(begin), uint32(number))),
-            int32(_ptx.shuffle_index(uint32(end), uint32(number))),
-            uint32(_ptx.shuffle_index(units, uint32(number))),
+            agreed(uint32(base + number)),
+            agreed(before),
+            int32(agreed(_ptx.shuffle_index(uint32(begin), number))),
+            int32(agreed(_ptx.shuffle_index(uint32(end), number))),
+            agreed(_ptx.shuffle_index(units, number)),
         )
 
     return WorkSplit(survey, locate)
