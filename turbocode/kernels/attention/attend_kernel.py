@@ -229,14 +229,10 @@ def attend_kernel(variant: AttendVariant) -> Any:
                 turn_before = uint32(n_stages - 1) if turn == uint32(0) else uint32(turn - uint32(1))
                 next_turn = uint32(turn + uint32(1)) if turn != uint32(n_stages - 1) else uint32(0)
                 _ptx.sync_warp()  # all lanes are done with the stages that are filled now
-                fetch_keys(
-                    at(own_keys, uint32(turn * uint32(key_stage))), uint32(token + uint32(n_stages * chunk)), stop, lane,
-                    seq, head, key_side,
-                )  # fmt: skip
-                fetch_values(
-                    at(own_values, uint32(turn_before * uint32(value_stage))),
-                    uint32(token + uint32((n_stages - 1) * chunk)), stop, lane, seq, head, value_side,
-                )  # fmt: skip
+                ahead = uint32(token + uint32(n_stages * chunk))
+                fetch_keys(at(own_keys, uint32(turn * uint32(key_stage))), ahead, stop, lane, seq, head, key_side)
+                stage = at(own_values, uint32(turn_before * uint32(value_stage)))
+                fetch_values(stage, uint32(ahead - uint32(chunk)), stop, lane, seq, head, value_side)
                 _ptx.close_copies()
                 wait()
                 _ptx.sync_warp()
