@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from turbocode.kernels import _ptx, _ptx_bits, _ptx_matrices
+from turbocode.kernels import _ptx, _ptx_bits, _ptx_copies, _ptx_matrices
 from turbocode.kernels._cuda import Address, at, cuda, kernel, shared_address, types
 from turbocode.kernels._simulator import Deadlock
 
@@ -108,13 +108,13 @@ def test_shared_addresses() -> None:
 
 @pytest.mark.parametrize("waits", [True, False])
 def test_copies_arrive_when_they_are_waited_for(waits: bool) -> None:
-    wait = _ptx.wait_for_copies(0)
+    wait = _ptx_copies.wait_for_copies(0)
 
     @kernel()
     def copy(source: Any, target: Any) -> None:
         kept = cuda.shared.array(4, uint32)
-        _ptx.copy_async_whole(shared_address(kept, 0), source)
-        _ptx.close_copies()
+        _ptx_copies.copy_async_whole(shared_address(kept, 0), source)
+        _ptx_copies.close_copies()
         if waits:
             wait()
         _ptx.store_u32(target, kept[3])

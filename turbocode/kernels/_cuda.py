@@ -70,15 +70,13 @@ class Address:
 
 
 if IS_SIMULATED:
-    from turbocode.kernels import _simulator
+    from turbocode.kernels import _simulated_copies, _simulator
 
     cuda: Any = _simulator.cuda
     types: Any = _simulator.types
     collective: Any = _simulator.collective
     define_collective: Any = _simulator.define_collective
-    copy_later: Any = _simulator.copy_later
-    close_copies: Any = _simulator.close_copies
-    wait_for_copies: Any = _simulator.wait_for_copies
+    copies: Any = _simulated_copies
 
     def kernel(**options: Any) -> Any:
         """Decorator of kernels; compiler options mean nothing here."""
@@ -104,7 +102,7 @@ else:
 
     cuda = numba.cuda
     types = numba.core.types
-    collective = copy_later = close_copies = wait_for_copies = None  # of the simulator, as the next
+    collective = copies = None  # of the simulator, as the next
 
     def define_collective(name: str, meaning: Any) -> None:
         """Nothing to do without the simulator."""
@@ -263,6 +261,11 @@ def compiled_codes(
 
 
 @functools.cache
+def has_bulk_copies(device_number: int) -> bool:
+    """Whether one lane can copy a whole run into shared memory (compute capability 9.0)."""
+    return IS_SIMULATED or tuple(cuda.gpus[device_number].compute_capability) >= (9, 0)
+
+
 def shared_limits(device_number: int) -> tuple[int, int]:
     """(bytes of shared memory that a block may ask for, that a multiprocessor has)."""
     if IS_SIMULATED:

@@ -311,6 +311,9 @@ load_shared_f32x4 = instruction(
     lambda a: tuple(a.read(np.float32, 4)),
     touches_memory=True,
 )
+load_shared_u32x2 = instruction(
+    "ld.shared.v2.u32 {$0, $1}, [$2];", (u32, u32), (u32,), _load_words(2), touches_memory=True
+)
 load_shared_u32x4 = instruction(
     "ld.shared.v4.u32 {$0, $1, $2, $3}, [$4];",
     (u32,) * 4,
@@ -323,33 +326,6 @@ store_shared_u32x4 = instruction(
 )
 
 
-# Copies from global to shared memory that go on while the thread does other things, 16 bytes each.
-def _copy_later(target: Any, source: Any, n_bytes: Any) -> None:
-    if target.offset % 16 or (source.memory.ctypes.data + source.offset) % 16:
-        raise IndexError("an asynchronous copy begins at no multiple of 16 bytes")
-    _cuda.copy_later(target, source, int(n_bytes), 16)
-
-
-copy_async = instruction(
-    "cp.async.cg.shared.global [$0], [$1], 16, $2;", None, (u32, u64, u32), _copy_later, touches_memory=True
-)
-copy_async_whole = instruction(
-    "cp.async.cg.shared.global [$0], [$1], 16;",
-    None,
-    (u32, u64),
-    lambda target, source: _copy_later(target, source, 16),
-    touches_memory=True,
-)
-close_copies = instruction("cp.async.commit_group;", None, (), lambda: _cuda.close_copies(), touches_memory=True)
-
-
-def wait_for_copies(n_left: int) -> Any:
-    """The instruction that waits until all closed groups of the thread's copies but the last n_left have arrived."""
-    return instruction(
-        f"cp.async.wait_group {n_left};", None, (), lambda: _cuda.wait_for_copies(n_left), touches_memory=True
-    )
-
-
 shift_right_wide = instruction(
     "shf.r.wrap.b32 $0, $1, $2, $3;",
     u32,
@@ -359,25 +335,6 @@ shift_right_wide = instruction(
 # 2**x to about 22 bits; subnormal numbers are 0.
 power_of_two = instruction("ex2.approx.ftz.f32 $0, $1;", f32, (f32,), _rounded(lambda a: np.exp2(np.float64(a))))
 logarithm_of_two = instruction("lg2.approx.ftz.f32 $0, $1;", f32, (f32,), _rounded(lambda a: np.log2(np.float64(a))))
-
-
-def _add_to(address: Any, value: Any) -> int:
-    old = int(address.read(np.uint32, 1)[0])
-    address.write(np.uint32, (old + int(value) & 0xFFFFFFFF,))
-    return old
-
-
-# What another block may have written: read past the first cache; and a fence that orders before it what came before.
-add_u32 = instruction("atom.global.add.u32 $0, [$1], $2;", u32, (u64, u32), _add_to, touches_memory=True)
-fence = instruction("fence.acq_rel.gpu;", None, (), lambda: None, touches_memory=True)
-load_f32_fresh = instruction("ld.global.cg.f32 $0, [$1];", f32, (u64,), _load(np.float32), touches_memory=True)
-load_f32x4_fresh = instruction(
-    "ld.global.cg.v4.f32 {$0, $1, $2, $3}, [$4];",
-    (f32,) * 4,
-    (u64,),
-    lambda a: tuple(a.read(np.float32, 4)),
-    touches_memory=True,
-)
 
 
 def _each_half(operation: Callable[..., Any]) -> Callable[..., Any]:

@@ -10,7 +10,7 @@ import numpy as np
 from turbocode.kernels._cuda import types
 from turbocode.kernels._ptx import instruction
 
-u32 = types.uint32
+u32, f32 = types.uint32, types.float32
 
 # The upper word of the 64-bit number (high, low) shifted left by n; _ptx.py has the one to the right.
 funnel_shift_left = instruction(
@@ -55,3 +55,4 @@ max_sizes = instruction(
     (u32, u32),
     _extreme(lambda a, b: np.maximum(abs(a), abs(b))),
 )
+to_float = instruction("cvt.rn.f32.u32 $0, $1;", f32, (u32,), lambda number: np.float32(int(number)))

@@ -39,7 +39,7 @@ class _Thread(greenlet):
     block: _Block
     wants: tuple[str, str, Any] | None
     answer: Any
-    copies: list[list[tuple[Any, Any, int, int]]]  # groups of asynchronous copies under way, the open one last
+    copies: list[list[Any]]  # groups of asynchronous copies under way, the open one last
 
 
 class _Block:
@@ -54,6 +54,7 @@ class _Block:
     ):
         self.number, self.grid, self.size = number, grid, threads
         self.shared: dict[Any, Any] = {}
+        self.barriers: dict[int, Any] = {}  # of copies, by where they lie
         self.dynamic = _aligned(shared_bytes, np.uint8)
         self.args = args
         hub = getcurrent()
@@ -144,27 +145,6 @@ def _aligned(shape: int, dtype: Any) -> Any:
 def local_array(shape: int, dtype: Any) -> Any:
     """cuda.local.array"""
     return _aligned(shape, _NUMPY[dtype])
-
-
-def copy_later(target: Any, source: Any, n_bytes: int, size: int) -> None:
-    """cp.async: n_bytes from the address `source`, zeros up to `size`, arrive at `target` when they are waited for."""
-    getcurrent().copies[-1].append((target, source, n_bytes, size))
-
-
-def close_copies() -> None:
-    """cp.async.commit_group"""
-    getcurrent().copies.append([])
-
-
-def wait_for_copies(n_left: int) -> None:
-    """cp.async.wait_group: all closed groups but the last n_left arrive."""
-    copies = getcurrent().copies
-    while len(copies) - 1 > n_left:
-        for target, source, n_bytes, size in copies.pop(0):
-            found = np.zeros(size, np.uint8)
-            for byte in range(n_bytes):
-                found[byte] = (source + byte).read(np.uint8, 1)[0]
-            target.write(np.uint8, found)
 
 
 def _shared_array(shape: int, dtype: Any, alignment: int = 16) -> Any:

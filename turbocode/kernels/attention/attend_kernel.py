@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from turbocode.kernels import _ptx
+from turbocode.kernels import _ptx, _ptx_copies
 from turbocode.kernels._cuda import at, cuda, device, kernel, shared_address, types
 from turbocode.kernels.attention.attend_variant import COLUMNS, TILE, WARP, AttendVariant, shared_layout, stage_sizes
 from turbocode.kernels.attention.combine import combiner
@@ -25,9 +25,9 @@ from turbocode.kernels.attention.part_results import part_settler, row_finisher
 from turbocode.kernels.attention.query_rows import query_rows
 from turbocode.kernels.attention.reading import has_norm
 from turbocode.kernels.attention.softmax import softmax
-from turbocode.kernels.attention.tile_copy import row_fetch
+from turbocode.kernels.attention.tile_copy import BARRIER_BYTES, arrivals, row_fetch
 from turbocode.kernels.attention.value_sums import value_sums
-from turbocode.kernels.attention.work_split import agreed, first_unit, seen_by, work_split
+from turbocode.kernels.attention.work_split import agreed, first_place, seen_by, shares, work_split
 
 N_ARGS = 36
 
@@ -47,7 +47,9 @@ def attend_kernel(variant: AttendVariant) -> Any:
     """
     d, n_tiles = variant.head_dim, variant.n_column_tiles
     key_format, value_format = variant.key_format, variant.value_format
-    key_table_at, value_table_at, area_at, rows_at, tops_at, totals_at, flag_at, _ = shared_layout(variant)
+    places = shared_layout(variant)
+    key_table_at, value_table_at, area_at, rows_at, laid_at = places[:5]
+    tops_at, totals_at, flag_at, barriers_at, _ = places[5:]
     n_warps, n_stages, threads = variant.n_warps, variant.n_stages, WARP * variant.n_warps
     chunk = TILE * n_warps
     scores = key_scores(key_format, d, variant.key_lookup, n_tiles, TILE)
@@ -60,13 +62,17 @@ def attend_kernel(variant: AttendVariant) -> Any:
         d, key_format, variant.key_rotation, variant.value_rotation, variant.query_type, variant.out_type, n_tiles
     )
     key_bytes, value_bytes = key_format.bytes_per_vector(d), value_format.bytes_per_vector(d)
-    fetch_keys, keys_late = row_fetch(key_bytes, TILE, variant.is_paged, variant.is_late)
-    fetch_values, values_late = row_fetch(value_bytes, TILE, variant.is_paged, variant.is_late)
+    is_paged, is_late, is_bulk = variant.is_paged, variant.is_late, variant.is_bulk
+    fetch_keys, keys_late = row_fetch(key_bytes, TILE, is_paged, is_late, is_bulk)
+    fetch_values, values_late = row_fetch(value_bytes, TILE, is_paged, is_late, is_bulk)
     key_stage, value_stage = stage_sizes(variant)
-    fill_keys, fill_values = table_filler(variant.key_lookup, n_warps), table_filler(variant.value_lookup, n_warps)
+    begin_keys, fill_keys = table_filler(variant.key_lookup, n_warps)
+    begin_values, fill_values = table_filler(variant.value_lookup, n_warps)
     key_place_mask = (1 << variant.key_lookup.copies_log2) - 1
     value_place_mask = (1 << variant.value_lookup.copies_log2) - 1
-    wait, wait_all = _ptx.wait_for_copies(n_stages - 1), _ptx.wait_for_copies(0)
+    begin_barriers, close, wait, drain = arrivals(n_stages, is_bulk)
+    wait_for_queries = _ptx_copies.wait_for_copies(0 if is_bulk else n_stages)
+    warp_barriers = BARRIER_BYTES * n_stages
     n_query, n_scores, n_columns = scores.query_words * n_tiles, TILE // 8 * 2 * n_tiles, 2 * n_tiles
     n_o, n_norms, n_weights = sums.sums * n_tiles, TILE // 8 * n_blocks_of_value, 4 * n_blocks_of_value * n_tiles
     n_key_places, n_value_places = scores.places, sums.places
@@ -75,8 +81,14 @@ def attend_kernel(variant: AttendVariant) -> Any:
     shares_table, tables_per_head = variant.shares_table, variant.tables_per_head
     has_softcap, is_scaled = variant.has_softcap, has_norm(value_format)
     survey, locate = split.survey, split.locate
-    load_row, clear_row, lay_fragments = rows.load, rows.clear, rows.fragments
-    merge_warps, settle = joined.warps, part_settler(joined)
+    begin_row, turn_row, lay_row, clear_row, load_fragments = (
+        rows.begin,
+        rows.turn,
+        rows.lay,
+        rows.clear,
+        rows.fragments,
+    )
+    settle = part_settler(joined)
     finish = row_finisher(rows, d, columns_at_once, n_warps, variant.has_gain)
 
     @device
@@ -109,23 +121,31 @@ def attend_kernel(variant: AttendVariant) -> Any:
                 norms[n_blocks_of_value * i + block] = norm
 
     @device
-    def lay_queries(
-        q_rows: Any, source: Any, seq: Any, head: Any, first_column: Any, shape: Any, factor: Any, warp: Any, lane: Any
+    def begin_queries(
+        q_rows: Any, source: Any, seq: Any, head: Any, first_column: Any, shape: Any, warp: Any, lane: Any
     ) -> None:
         _, per_head, n_rows = shape
         queries, q_seq, q_head, q_row = source
         row = uint32(warp)
-        while row < uint32(columns_at_once):
+        while row < uint32(columns_at_once) and uint32(first_column + row) < uint32(per_head * n_rows):
             column = uint32(first_column + row)
-            place = at(q_rows, uint32(row * uint32(4 * d)))
-            if column < uint32(per_head * n_rows):
-                of_head = uint32(column // uint32(n_rows))
-                query_row = uint32(column - uint32(of_head * uint32(n_rows)))
-                number = uint32(uint32(head * uint32(per_head)) + of_head)
-                address = queries + (uint64(seq) * q_seq + uint64(number) * q_head + uint64(query_row) * q_row)
-                load_row(address, place, _ptx.float_from_bits(uint32(factor)), lane)
+            of_head = uint32(column // uint32(n_rows))
+            query_row = uint32(column - uint32(of_head * uint32(n_rows)))
+            number = uint32(uint32(head * uint32(per_head)) + of_head)
+            address = queries + (uint64(seq) * q_seq + uint64(number) * q_head + uint64(query_row) * q_row)
+            begin_row(address, at(q_rows, uint32(row * uint32(4 * d))), lane)
+            row = uint32(row + uint32(n_warps))
+
+    @device
+    def lay_queries(q_rows: Any, laid: Any, first_column: Any, n_used: Any, factor: Any, warp: Any, lane: Any) -> None:
+        row = uint32(warp)
+        while row < uint32(columns_at_once):
+            if uint32(first_column + row) < n_used:
+                place = at(q_rows, uint32(row * uint32(4 * d)))
+                turn_row(place, _ptx.float_from_bits(uint32(factor)), lane)
+                lay_row(place, row, laid, lane)
             else:
-                clear_row(place, lane)
+                clear_row(row, laid, lane)
             row = uint32(row + uint32(n_warps))
 
     @kernel(launch_bounds=(threads, variant.blocks_at_once))
@@ -156,47 +176,74 @@ def attend_kernel(variant: AttendVariant) -> Any:
         target = out, o_seq, o_head, o_row, lse, gains, value_factor
         seen = last_token, n_rows, first_token, n_tokens, window
         key_table, value_table = at(base, uint32(key_table_at)), at(base, uint32(value_table_at))
-        area, q_rows = at(base, uint32(area_at)), at(base, uint32(rows_at))
+        area, q_rows, laid = at(base, uint32(area_at)), at(base, uint32(rows_at)), at(base, uint32(laid_at))
         memory = area, q_rows, at(base, uint32(tops_at)), at(base, uint32(totals_at)), at(base, uint32(flag_at))
         own_keys = at(area, uint32(warp * uint32(n_stages * (key_stage + value_stage))))
         own_values = at(own_keys, uint32(n_stages * key_stage))
+        barriers = at(base, uint32(uint32(barriers_at) + uint32(warp * uint32(warp_barriers))))
+        begin_barriers(barriers, lane)
+        phases = uint32(0)
         key_place = uint32(uint32(lane & uint32(key_place_mask)) << uint32(2))
         value_place = uint32(uint32(lane & uint32(value_place_mask)) << uint32(2))
         n_used = uint32(per_head * n_rows)
         column_groups = uint32(uint32(n_used + uint32(columns_at_once - 1)) // uint32(columns_at_once))
         heads = uint32(uint32(n_kv_heads) * column_groups)
+        key_word, value_word = uint32(0), uint32(0)
+        if not tables_per_head:
+            key_word = begin_keys(key_words, warp, lane)
+            if not shares_table:
+                value_word = begin_values(value_words, warp, lane)
         surveyed = survey(n_seqs, heads, lane, seen)
         n_units = surveyed[0]
         n_blocks = uint32(min(uint32(cuda.gridDim.x), n_units))
-        block, unit, unit_stop = uint32(cuda.blockIdx.x), uint32(0), uint32(0)
+        block, place, place_stop = uint32(cuda.blockIdx.x), uint32(0), uint32(0)
+        split = uint32(0), uint32(1), uint32(0), uint32(1), uint32(1)
         if block < n_blocks:
-            unit = first_unit(block, n_units, n_blocks)
-            unit_stop = first_unit(uint32(block + uint32(1)), n_units, n_blocks)
+            split = shares(n_units, uint32(uint32(n_seqs) * heads), n_blocks)
+            place, place_stop = first_place(block, split), first_place(uint32(block + uint32(1)), split)
+        empty = split[0]
         is_first = uint32(1)
-        while unit < unit_stop:
-            seq, units_before, seen_from, seen_to, units = locate(unit, surveyed, n_seqs, heads, lane, seen)
-            head_group = uint32(uint32(unit - units_before) // units)
-            unit_of_head = uint32(uint32(unit - units_before) - uint32(head_group * units))
+        while place < place_stop:
+            seq, places_before, seen_from, seen_to, places = locate(place, empty, surveyed, n_seqs, heads, lane, seen)
+            head_group = uint32(uint32(place - places_before) // places)
+            head_start = uint32(places_before + uint32(head_group * places))
+            head_stop = uint32(head_start + places)
+            first = max(place, uint32(head_start + empty))
+            place = min(head_stop, place_stop)
+            if first >= place:
+                continue  # nothing but empty places
             head = uint32(head_group // column_groups)
             first_column = uint32(uint32(head_group - uint32(head * column_groups)) * uint32(columns_at_once))
-            count = uint32(min(uint32(units - unit_of_head), uint32(unit_stop - unit)))
+            unit_of_head = uint32(uint32(first - head_start) - empty)
             start = uint32(uint32(seen_from) + uint32(unit_of_head * uint32(chunk)))
-            stop = uint32(min(uint32(seen_to), uint32(start + uint32(count * uint32(chunk)))))
-            # Tiles of the first stages are under way while queries and tables are laid out.
-            token = uint32(start + uint32(warp * uint32(TILE)))
-            fetch_keys(own_keys, token, stop, lane, seq, head, key_side)
-            _ptx.close_copies()
-            for number in range(n_stages - 1):
-                ahead = uint32(token + uint32((number + 1) * chunk))
-                fetch_keys(at(own_keys, uint32((number + 1) * key_stage)), ahead, stop, lane, seq, head, key_side)
-                behind = uint32(token + uint32(number * chunk))
-                fetch_values(at(own_values, uint32(number * value_stage)), behind, stop, lane, seq, head, value_side)
-                _ptx.close_copies()
-            if tables_per_head or is_first != uint32(0):
-                fill_keys(key_table, key_words + uint64(head) * key_words_head, warp, lane)
+            stop = uint32(min(uint32(seen_to), uint32(start + uint32(uint32(place - first) * uint32(chunk)))))
+            # What is small first: tiles of the first stages keep the memory busy while queries and tables are laid out.
+            head_key_words = key_words + uint64(head) * key_words_head
+            head_value_words = value_words + uint64(head) * value_words_head
+            if tables_per_head:
+                key_word = begin_keys(head_key_words, warp, lane)
                 if not shares_table:
-                    fill_values(value_table, value_words + uint64(head) * value_words_head, warp, lane)
-            lay_queries(q_rows, source, seq, head, first_column, shape, query_factor, warp, lane)
+                    value_word = begin_values(head_value_words, warp, lane)
+            begin_queries(q_rows, source, seq, head, first_column, shape, warp, lane)
+            _ptx_copies.close_copies()
+            token = uint32(start + uint32(warp * uint32(TILE)))
+            fetch_keys(own_keys, token, stop, barriers, lane, seq, head, key_side)
+            close(barriers, lane, 1)
+            for number in range(n_stages - 1):
+                barrier = at(barriers, uint32((number + 1) * BARRIER_BYTES))
+                ahead, behind = uint32(token + uint32((number + 1) * chunk)), uint32(token + uint32(number * chunk))
+                stage = at(own_keys, uint32((number + 1) * key_stage))
+                fetch_keys(stage, ahead, stop, barrier, lane, seq, head, key_side)
+                stage = at(own_values, uint32(number * value_stage))
+                fetch_values(stage, behind, stop, barrier, lane, seq, head, value_side)
+                close(barrier, lane, 0)
+            if tables_per_head or is_first != uint32(0):
+                fill_keys(key_table, key_word, head_key_words, warp, lane)
+                if not shares_table:
+                    fill_values(value_table, value_word, head_value_words, warp, lane)
+            wait_for_queries()
+            _ptx.sync_warp()
+            lay_queries(q_rows, laid, first_column, n_used, query_factor, warp, lane)
             hidden_from, hidden_to = int32(seen_to), int32(0)  # tokens that some row does not see
             for c in range(n_columns):
                 last, oldest = seen_by(uint32(column_of(c, lane, first_column, n_used) % uint32(n_rows)), seq, seen)
@@ -207,7 +254,7 @@ def attend_kernel(variant: AttendVariant) -> Any:
                 hidden_to = max(hidden_to, int32(_ptx.shuffle_xor(uint32(hidden_to), distance)))
             hidden_from, hidden_to = int32(agreed(uint32(hidden_from))), int32(agreed(uint32(hidden_to)))
             sync()
-            lay_fragments(q_rows, lane, q)
+            load_fragments(laid, lane, q)
             begin(top, total, o)
             start_keys(keys_late(seq, head, key_side), lane, key_places)
             late = values_late(seq, head, value_side)
@@ -215,7 +262,7 @@ def attend_kernel(variant: AttendVariant) -> Any:
             norms_at = uint32(late + uint32(uint32(lane >> uint32(2)) * uint32(value_bytes)))
             key_turn, value_turn = own_keys, own_values  # the stages of this tile
             turn = uint32(0)
-            wait()
+            phases = wait(barriers, phases, turn)
             _ptx.sync_warp()
             score(key_turn, key_places, key_table, key_place, q, s)
             while token < stop:
@@ -230,11 +277,13 @@ def attend_kernel(variant: AttendVariant) -> Any:
                 next_turn = uint32(turn + uint32(1)) if turn != uint32(n_stages - 1) else uint32(0)
                 _ptx.sync_warp()  # all lanes are done with the stages that are filled now
                 ahead = uint32(token + uint32(n_stages * chunk))
-                fetch_keys(at(own_keys, uint32(turn * uint32(key_stage))), ahead, stop, lane, seq, head, key_side)
+                barrier = at(barriers, uint32(turn * uint32(BARRIER_BYTES)))
+                stage = at(own_keys, uint32(turn * uint32(key_stage)))
+                fetch_keys(stage, ahead, stop, barrier, lane, seq, head, key_side)
                 stage = at(own_values, uint32(turn_before * uint32(value_stage)))
-                fetch_values(stage, uint32(ahead - uint32(chunk)), stop, lane, seq, head, value_side)
-                _ptx.close_copies()
-                wait()
+                fetch_values(stage, uint32(ahead - uint32(chunk)), stop, barrier, lane, seq, head, value_side)
+                close(barrier, lane, 0)
+                phases = wait(at(barriers, uint32(next_turn * uint32(BARRIER_BYTES))), phases, next_turn)
                 _ptx.sync_warp()
                 value_turn = at(own_values, uint32(turn * uint32(value_stage)))
                 key_turn = at(own_keys, uint32(next_turn * uint32(key_stage)))
@@ -245,18 +294,18 @@ def attend_kernel(variant: AttendVariant) -> Any:
                 score(key_turn, key_places, key_table, key_place, q, s)  # of the next tile
                 turn = next_turn
                 token = uint32(token + uint32(chunk))
-            wait_all()
+            phases = drain(barriers, phases, turn)
             end_of(total)
             sync()
-            merge_warps(o, top, total, area, warp, lane, sync)
-            place = block, is_first, uint32(unit - unit_of_head), units
+            n_columns_here = uint32(min(uint32(n_used - first_column), uint32(columns_at_once)))
+            n_pairs = uint32(uint32(n_columns_here + uint32(1)) >> uint32(1))
+            stretch = block, unit_of_head, uint32(head_start + empty), head_stop, n_pairs
             counter = counters + uint64(uint32(uint32(seq * heads) + head_group)) * uint64(4)
             if settle(
-                o, top, total, memory, place, (n_units, n_blocks), (work, counter), warp, lane, sync
+                o, top, total, memory, stretch, split, (work, counter), warp, lane, sync
             ) != uint32(0):  # fmt: skip
                 finish(memory, seq, head, first_column, shape, target, warp, lane)
             sync()
             is_first = uint32(0)
-            unit = uint32(unit + count)
 
     return attend

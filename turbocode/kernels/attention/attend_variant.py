@@ -9,7 +9,7 @@ from turbocode.formats.block_format import BlockFormat
 from turbocode.kernels.attention.combine import Combiner, combiner
 from turbocode.kernels.attention.key_scores import HALF_TILE
 from turbocode.kernels.attention.lookup import Lookup
-from turbocode.kernels.attention.tile_copy import WORD, stage_bytes
+from turbocode.kernels.attention.tile_copy import BARRIER_BYTES, WORD, stage_bytes
 from turbocode.kernels.attention.value_sums import value_sums
 from turbocode.kernels.fwht.hadamard import Rotation
 
@@ -23,7 +23,7 @@ class AttendVariant(NamedTuple):
 
     shares_table : keys and values are looked up in one table; tables_per_head : each head has tables of its own
     n_column_tiles : of eight query columns that a block handles at once; n_warps, n_stages : of a block, of a warp
-    is_paged : rows lie in pages; is_late : rows begin at any even address
+    is_paged : rows lie in pages; is_late : rows begin at any even address; is_bulk : one lane copies whole tiles
     """
 
     key_format: BlockFormat
@@ -43,6 +43,7 @@ class AttendVariant(NamedTuple):
     out_type: int
     is_paged: bool
     is_late: bool
+    is_bulk: bool
     has_softcap: bool
     has_gain: bool
 
@@ -54,9 +55,11 @@ class SharedLayout(NamedTuple):
     value_table: int
     area: int
     rows: int
+    fragments: int
     tops: int
     totals: int
     flag: int
+    barriers: int
     size: int
 
 
@@ -79,11 +82,15 @@ def shared_layout(variant: AttendVariant) -> SharedLayout:
     stages = sum(stage_sizes(variant)) * variant.n_stages * variant.n_warps
     value_table = variant.key_lookup.shared_bytes
     area = value_table + (0 if variant.shares_table else variant.value_lookup.shared_bytes)
-    rows = area + max(stages, _joined(variant).warp_bytes)
-    tops = rows + 4 * columns * d
+    rows = area + max(stages, _joined(variant).area_bytes)
+    fragments = rows + 4 * columns * d
+    tops = fragments + 2 * columns * d
     totals = tops + 4 * columns
     flag = totals + 4 * columns
-    return SharedLayout(0, 0 if variant.shares_table else value_table, area, rows, tops, totals, flag, flag + WORD)
+    first_table = 0 if variant.shares_table else value_table
+    barriers = flag + WORD
+    size = barriers + (BARRIER_BYTES * variant.n_stages * variant.n_warps if variant.is_bulk else 0)
+    return SharedLayout(0, first_table, area, rows, fragments, tops, totals, flag, barriers, size)
 
 
 def part_floats(variant: AttendVariant) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 
 from turbocode.errors import OptionError
 from turbocode.kernels import _launch
-from turbocode.kernels._cuda import shared_limits
+from turbocode.kernels._cuda import has_bulk_copies, shared_limits
 from turbocode.kernels._launch import device_array, look, stream_handle
 from turbocode.kernels.attention.attend_kernel import N_ARGS, attend_kernel
 from turbocode.kernels.attention.attend_variant import (
@@ -66,11 +66,12 @@ class DecodeAttention:
     """Attention of a few new tokens over a cache of one pair of formats.
 
     attention(queries, keys, values, last_token, scale=...) -> (output, lse); see codecs/gpu_attention.py
-    shape : the layout of the kernel, chosen from the device by default
+    shape : the layout of the kernel; is_bulk : one lane copies whole tiles; both chosen from the device by default
     """
 
     def __init__(self, keys: Side, values: Side, head_dim: int, shape: Shape | None = None) -> None:
         self.keys, self.values, self.head_dim, self.shape = keys, values, head_dim, shape
+        self.is_bulk: bool | None = None
         for side in (keys, values):
             if not is_direct(side.block_format):
                 raise OptionError(f"{side.block_format.name} has no fast attention kernel")
@@ -196,6 +197,7 @@ class DecodeAttention:
             VALUE_TYPES[out.dtype],
             is_paged,
             is_late,
+            has_bulk_copies(queries.device) if self.is_bulk is None else self.is_bulk,
             softcap > 0,
             gains is not None,
         )
@@ -204,9 +206,6 @@ class DecodeAttention:
         threads = WARP * variant.n_warps
         groups = -(-columns // (COLUMNS * n_tiles))
         grid = n_blocks or _launch.resident(kernel, N_ARGS, threads, queries.device, layout.size)
-        most = (layout.rows - layout.area) // (4 * COLUMNS * n_tiles)
-        if grid > most:
-            raise OptionError(f"{grid} blocks; allowed are at most {most}")
         tables = [_launch.upload(words, queries.device) for words in self._words]
         gaps_of_tables = [4 * words.shape[1] if len(words) > 1 else 0 for words in self._words]
         factor = (scale / softcap if softcap else scale * LOG2_E) / self._scales[0]

@@ -110,22 +110,40 @@ def lookup_words(form: BlockFormat, centroids: NDArray[np.float32]) -> tuple[NDA
     return halves[:, low] | halves[:, high] << np.uint32(16), scale
 
 
-@functools.cache
-def table_filler(lookup: Lookup, n_warps: int) -> Any:
-    """fill(table, source, warp, lane): the words at a global address, copied into shared memory by whole warps.
+class TableFiller(NamedTuple):
+    """The words at a global address, copied into shared memory by whole warps, all copies of one at once.
 
-    32 words come with one load, and go out one after the other, each in all its copies at once.
+    begin(source, warp, lane) : the lane's word of the warp's first 32, on its way while other things are done
+    fill(table, word, source, warp, lane) : that and all others to the table
     """
+
+    begin: Any
+    fill: Any
+
+
+@functools.cache
+def table_filler(lookup: Lookup, n_warps: int) -> TableFiller:
+    """The functions for a block of n_warps."""
     entries, copies = lookup.entries, 1 << lookup.copies_log2
     at_once = 32 // copies  # words that one store of a warp writes
     most = min(entries, 32)
 
     @device
-    def fill(table: Any, source: Any, warp: Any, lane: Any) -> None:
+    def load(source: Any, first: Any, lane: Any) -> Any:
+        mine = uint32(min(uint32(first + lane), uint32(entries - 1)))
+        return _ptx.load_u32(source + uint64(uint32(mine * uint32(4))))
+
+    @device
+    def begin(source: Any, warp: Any, lane: Any) -> Any:
+        word, first = uint32(0), uint32(warp * uint32(32))
+        if first < uint32(entries):
+            word = load(source, first, lane)
+        return word
+
+    @device
+    def fill(table: Any, word: Any, source: Any, warp: Any, lane: Any) -> None:
         first = uint32(warp * uint32(32))
         while first < uint32(entries):
-            mine = uint32(min(uint32(first + lane), uint32(entries - 1)))
-            word = _ptx.load_u32(source + uint64(uint32(mine * uint32(4))))
             number = uint32(0)
             while number < uint32(most):
                 chosen = uint32(number + uint32(lane // uint32(copies)))
@@ -133,8 +151,10 @@ def table_filler(lookup: Lookup, n_warps: int) -> Any:
                 _ptx.store_shared_u32(at(table, place), _ptx.shuffle_index(word, chosen))
                 number = uint32(number + uint32(at_once))
             first = uint32(first + uint32(32 * n_warps))
+            if first < uint32(entries):
+                word = load(source, first, lane)
 
-    return fill
+    return TableFiller(begin, fill)
 
 
 @functools.cache

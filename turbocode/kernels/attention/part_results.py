@@ -9,63 +9,61 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from turbocode.kernels import _ptx
+from turbocode.kernels import _ptx, _ptx_exchange
 from turbocode.kernels._cuda import at, device, types
 from turbocode.kernels.attention.combine import Combiner
 from turbocode.kernels.attention.query_rows import QueryRows
-from turbocode.kernels.attention.work_split import block_of, first_unit
+from turbocode.kernels.attention.work_split import block_of
 
 uint32, uint64 = types.uint32, types.uint64
 
 
 @functools.cache
 def part_settler(joined: Combiner) -> Any:
-    """settle(o, top, total, memory, place, split, where, warp, lane, sync) -> whether the head's rows are complete.
+    """settle(o, top, total, memory, stretch, split, where, warp, lane, sync) -> whether the head's rows are complete.
 
-    memory : (area, rows, tops, totals, flag) shared addresses; place : (block, 1 if it is the block's first stretch,
-    the head's first unit, its units); split : (units, blocks) of the launch; where : (work, counter) addresses
+    memory : (area, rows, tops, totals, flag) shared addresses; stretch : (block, units of the head before it, place of
+    the head's first unit, place behind its last one, pairs of queries that there are); split : work_split.shares of the launch; where : (work,
+    counter) addresses
     Rows, maxima and totals are then in shared memory; all threads of the block call it together.
     """
     part_bytes = 4 * joined.part_floats
-    publish, lay, gather = joined.publish, joined.lay, joined.gather
+    leave, of_warps, gather = joined.leave, joined.of_warps, joined.gather
 
     @device
     def settle(
-        o: Any, top: Any, total: Any, memory: Any, place: Any, split: Any, where: Any, warp: Any, lane: Any, sync: Any
+        o: Any, top: Any, total: Any, memory: Any, stretch: Any, split: Any, where: Any, warp: Any, lane: Any, sync: Any
     ) -> Any:
-        area, rows, tops, totals, flag = memory
-        block, is_first, head_start, units = place
-        n_units, n_blocks = split
+        area, _, _, _, flag = memory
+        block, units_before, head_start, head_stop, n_pairs = stretch
         work, counter = where
-        first_block = block_of(head_start, n_units, n_blocks)
-        last_block = block_of(uint32(uint32(head_start + units) - uint32(1)), n_units, n_blocks)
+        thread = uint32(uint32(warp << uint32(5)) + lane)
+        leave(area, o, top, total, n_pairs, warp, lane)
+        sync()
+        first_block = block_of(head_start, split)
+        last_block = block_of(uint32(head_stop - uint32(1)), split)
         n_parts = uint32(uint32(last_block - first_block) + uint32(1))
-        is_complete = uint32(1)
-        if n_parts == uint32(1):
-            if warp == uint32(0):
-                lay(rows, tops, totals, o, top, total, lane)
-            sync()
-        else:
-            if warp == uint32(0):
-                slot = uint32(uint32(block << uint32(1)) + uint32(uint32(1) - is_first))
-                publish(work + uint64(slot) * uint64(part_bytes), o, top, total, lane)
-                _ptx.fence()
-                _ptx.sync_warp()
-                if lane == uint32(0):
-                    arrived = _ptx.add_u32(counter, uint32(1))
-                    if arrived == uint32(n_parts - uint32(1)):
-                        _ptx.store_u32(counter, uint32(0))
-                        _ptx.fence()
-                    _ptx.store_shared_u32(flag, arrived)
+        is_whole = uint32(1 if n_parts == uint32(1) else 0)
+        # A block has at most two parts: that of a head which it begins, and that of one which it goes on with.
+        later = uint32(0 if units_before == uint32(0) else 1)
+        target = work + uint64(uint32(uint32(block << uint32(1)) + later)) * uint64(part_bytes)
+        of_warps(area, memory, target, is_whole, n_pairs, thread)
+        sync()
+        is_complete = is_whole
+        if is_whole == uint32(0):
+            if thread == uint32(0):
+                _ptx_exchange.fence()
+                arrived = _ptx_exchange.add_u32(counter, uint32(1))
+                if arrived == uint32(n_parts - uint32(1)):
+                    _ptx.store_u32(counter, uint32(0))
+                    _ptx_exchange.fence()
+                _ptx.store_shared_u32(flag, arrived)
             sync()
             is_complete = uint32(1 if _ptx.load_shared_u32(flag) == uint32(n_parts - uint32(1)) else 0)
             if is_complete != uint32(0):
-                own_start = first_unit(first_block, n_units, n_blocks)
-                first_slot = uint32(uint32(first_block << uint32(1)) + uint32(1 if own_start < head_start else 0))
-                second_slot = uint32(uint32(first_block + uint32(1)) << uint32(1))
-                slots = first_slot, second_slot, n_parts
-                gather(rows, tops, totals, area, work, slots, warp, lane, sync)
-            sync()
+                source = work + uint64(uint32(first_block << uint32(1))) * uint64(part_bytes)
+                gather(area, memory, source, n_parts, n_pairs, thread, sync)
+                sync()
         return is_complete
 
     return settle

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from turbocode.formats.block_format import BlockFormat
-from turbocode.kernels import _ptx
+from turbocode.kernels import _ptx, _ptx_copies
 from turbocode.kernels._cuda import at, cuda, device, kernel, shared_address, types
 from turbocode.kernels.attention.query_rows import query_rows
 from turbocode.kernels.attention.softmax import UNSEEN
@@ -57,7 +57,8 @@ def plain_kernel(variant: PlainVariant) -> Any:
     key_block, value_block = key_format.values_per_block, value_format.values_per_block
     key_block_bytes, value_block_bytes = key_format.bytes_per_block, value_format.bytes_per_block
     rows = query_rows(d, key_format, variant.key_rotation, variant.value_rotation, variant.query_type, FLOAT32, 1)
-    load_row, finish_row, lse_of = rows.load, rows.finish, rows.lse
+    begin_row, turn_row, finish_row, lse_of = rows.begin, rows.turn, rows.finish, rows.lse
+    wait_all = _ptx_copies.wait_for_copies(0)
     per_lane = -(-d // WARP)
     n_row = (WARPS + 1) * d
     n_small = 2 * WARPS
@@ -120,7 +121,11 @@ def plain_kernel(variant: PlainVariant) -> Any:
         head = uint32(q_number // uint32(per_head))
         if warp == uint32(0):
             address = queries + (uint64(seq) * q_seq + uint64(q_number) * q_head + uint64(row) * q_row)
-            load_row(address, q, _ptx.float_from_bits(uint32(query_factor)), lane)
+            begin_row(address, q, lane)
+            _ptx_copies.close_copies()
+            wait_all()
+            _ptx.sync_warp()
+            turn_row(q, _ptx.float_from_bits(uint32(query_factor)), lane)
         cuda.syncthreads()
         seen = int32(_ptx.load_u32(last_token + uint64(uint32(uint32(seq * uint32(n_rows)) + row)) * uint64(4)))
         stop = int32(int32(seen + int32(1)) - int32(first_token))

@@ -1,7 +1,8 @@
 """Rows of a cache on their way into shared memory, ahead of the warp that reads them.
 
 Each warp has rings of stages of its own and waits for nobody else. Rows of a tile lie side by side in the cache, or
-each half of them in a page; both are copied in words of 16 bytes. Bytes beyond the end arrive as zeros.
+each half of them in a page. From compute capability 9.0 on, one lane starts the copy of a whole tile; elsewhere, and at
+the end of a sequence, lanes copy 16 bytes each. Bytes beyond the end arrive as zeros.
 """
 
 from __future__ import annotations
@@ -9,12 +10,14 @@ from __future__ import annotations
 import functools
 from typing import Any, NamedTuple
 
-from turbocode.kernels import _ptx
+from turbocode.kernels import _ptx, _ptx_copies
 from turbocode.kernels._cuda import at, device, types
 from turbocode.kernels.attention.key_scores import HALF_TILE
 
 WORD, WARP = 16, 32
 SLACK = 2 * WORD  # behind a stage: rows may begin up to 14 bytes late, and the last word read ends beyond them
+BARRIER_BYTES = 8
+FETCHES = 2  # of a turn: keys and values
 
 int32, uint32, uint64 = types.int32, types.uint32, types.uint64
 
@@ -24,34 +27,115 @@ def stage_bytes(row_bytes: int, tile: int) -> int:
     return -(-(tile * row_bytes) // WORD) * WORD + SLACK
 
 
+class Arrivals(NamedTuple):
+    """How a warp waits for its copies. Turns are counted modulo the stages; the barrier of each is in shared memory.
+
+    begin(barriers, lane) : once
+    close(barrier, lane, n_missing) : a turn has no more copies; it had n_missing fetches less than two
+    wait(barrier, phases, turn) -> phases : until all copies of a turn, the oldest, have arrived
+    drain(barriers, phases, turn) -> phases : of all turns but this, which has been waited for
+    phases : bit i is the parity of the phase of turn i's barrier that is waited for next; 0 at first
+    """
+
+    begin: Any
+    close: Any
+    wait: Any
+    drain: Any
+
+
 @functools.cache
-def tile_copier(row_bytes: int, tile: int, is_late: bool) -> Any:
-    """copy(stage, first, second, n_bytes, lane): the halves of a tile at two global addresses.
+def arrivals(n_stages: int, is_bulk: bool) -> Arrivals:
+    """The functions for copies of lanes or of whole tiles."""
+    wait_for_oldest, wait_for_all = _ptx_copies.wait_for_copies(n_stages - 1), _ptx_copies.wait_for_copies(0)
+
+    @device
+    def begin(barriers: Any, lane: Any) -> None:
+        if is_bulk:
+            if lane < uint32(n_stages):
+                _ptx_copies.begin_barrier(at(barriers, uint32(lane * uint32(BARRIER_BYTES))), uint32(FETCHES))
+                _ptx_copies.fence_barriers()
+            _ptx.sync_warp()
+
+    @device
+    def close(barrier: Any, lane: Any, n_missing: int) -> None:
+        if is_bulk:
+            if n_missing and lane == uint32(0):
+                for _ in range(n_missing):
+                    _ptx_copies.arrive(barrier)
+        else:
+            _ptx_copies.close_copies()
+
+    @device
+    def wait(barrier: Any, phases: Any, turn: Any) -> Any:
+        if is_bulk:
+            _ptx_copies.pass_phase(barrier, uint32(uint32(phases >> turn) & uint32(1)))
+            return uint32(phases ^ uint32(uint32(1) << turn))
+        wait_for_oldest()
+        return phases
+
+    @device
+    def drain(barriers: Any, phases: Any, turn: Any) -> Any:
+        if is_bulk:
+            for _ in range(n_stages - 1):
+                turn = uint32(turn + uint32(1)) if turn != uint32(n_stages - 1) else uint32(0)
+                phases = wait(at(barriers, uint32(turn * uint32(BARRIER_BYTES))), phases, turn)
+        else:
+            wait_for_all()
+        return phases
+
+    return Arrivals(begin, close, wait, drain)
+
+
+@functools.cache
+def tile_copier(row_bytes: int, tile: int, is_late: bool, is_bulk: bool) -> Any:
+    """copy(stage, first, second, n_bytes, barrier, lane): the halves of a tile at two global addresses.
 
     is_late : rows may begin up to 14 bytes behind the address
     first, second : multiples of 16; the second is where the second half would begin if it followed the first, so that
     both are equal for rows that lie side by side; n_bytes : int32, up to the end of the rows that are there
     """
     words = -(-(tile * row_bytes + (WORD - 2 if is_late else 0)) // WORD)
-    half_words = HALF_TILE * row_bytes // WORD
+    half_bytes = HALF_TILE * row_bytes
     turns = -(-words // WARP)
 
     @device
-    def copy(stage: Any, first: Any, second: Any, n_bytes: Any, lane: Any) -> None:
-        if n_bytes >= int32(words * WORD) and first == second:
+    def copy_all(stage: Any, first: Any, second: Any, barrier: Any, lane: Any) -> None:
+        if is_bulk:
+            if lane == uint32(0):
+                _ptx_copies.arrive_expecting(barrier, uint32(words * WORD))
+                if first == second:
+                    _ptx_copies.copy_bulk(stage, first, uint32(words * WORD), barrier)
+                else:
+                    _ptx_copies.copy_bulk(stage, first, uint32(half_bytes), barrier)
+                    behind = at(stage, uint32(half_bytes))
+                    rest = uint32(words * WORD - half_bytes)
+                    _ptx_copies.copy_bulk(behind, second + uint64(half_bytes), rest, barrier)
+        else:
             source = first + uint64(lane * uint32(WORD))
             target = at(stage, uint32(lane * uint32(WORD)))
             for turn in range(turns):
                 if (turn + 1) * WARP <= words or uint32(lane + uint32(turn * WARP)) < uint32(words):
-                    _ptx.copy_async_whole(at(target, uint32(turn * WARP * WORD)), source + uint64(turn * WARP * WORD))
+                    to, of = at(target, uint32(turn * WARP * WORD)), source + uint64(turn * WARP * WORD)
+                    _ptx_copies.copy_async_whole(to, of)
+
+    @device
+    def copy(stage: Any, first: Any, second: Any, n_bytes: Any, barrier: Any, lane: Any) -> None:
+        if n_bytes >= int32(words * WORD) and (is_bulk or first == second):
+            copy_all(stage, first, second, barrier, lane)
         else:
             for turn in range(turns):
                 word = uint32(lane + uint32(turn * WARP))
                 if word < uint32(words):
-                    base = second if word >= uint32(half_words) else first
+                    base = second if word >= uint32(half_bytes // WORD) else first
                     left = int32(n_bytes - int32(word * uint32(WORD)))
                     count = uint32(min(max(left, int32(0)), int32(WORD)))
-                    _ptx.copy_async(at(stage, uint32(word * uint32(WORD))), base + uint64(word * uint32(WORD)), count)
+                    to = at(stage, uint32(word * uint32(WORD)))
+                    _ptx_copies.copy_async(to, base + uint64(word * uint32(WORD)), count)
+            if is_bulk:
+                _ptx_copies.arrive_after_copies(barrier)
+                _ptx.sync_warp()
+                if lane == uint32(0):
+                    _ptx_copies.arrive(barrier)
 
     return copy
 
@@ -59,8 +143,8 @@ def tile_copier(row_bytes: int, tile: int, is_late: bool) -> Any:
 class RowFetch(NamedTuple):
     """side : (rows, stride by sequence or page, stride by head, pages, their stride, log2 of a page's tokens), uint64
 
-    fetch(stage, token, stop, lane, seq, head, side) : start copying the tile from `token` on, of which tokens before
-        `stop` are there; none if token is none of them
+    fetch(stage, token, stop, barrier, lane, seq, head, side) : start copying the tile from `token` on, of which tokens
+        before `stop` are there; none if token is none of them
     lateness(seq, head, side) : bytes by which the rows of a head begin behind a multiple of 16
     """
 
@@ -69,9 +153,9 @@ class RowFetch(NamedTuple):
 
 
 @functools.cache
-def row_fetch(row_bytes: int, tile: int, is_paged: bool, is_late: bool) -> RowFetch:
+def row_fetch(row_bytes: int, tile: int, is_paged: bool, is_late: bool, is_bulk: bool) -> RowFetch:
     """The functions for rows of row_bytes bytes, in pages or a head's all side by side."""
-    copy = tile_copier(row_bytes, tile, is_late)
+    copy = tile_copier(row_bytes, tile, is_late, is_bulk)
 
     @device
     def address(token: Any, seq: Any, head: Any, side: Any) -> Any:
@@ -84,7 +168,7 @@ def row_fetch(row_bytes: int, tile: int, is_paged: bool, is_late: bool) -> RowFe
         return side[0] + (row * side[1] + uint64(head) * side[2] + within * uint64(row_bytes))
 
     @device
-    def fetch(stage: Any, token: Any, stop: Any, lane: Any, seq: Any, head: Any, side: Any) -> None:
+    def fetch(stage: Any, token: Any, stop: Any, barrier: Any, lane: Any, seq: Any, head: Any, side: Any) -> None:
         if token < stop:
             a = address(token, seq, head, side)
             b = a
@@ -96,7 +180,9 @@ def row_fetch(row_bytes: int, tile: int, is_paged: bool, is_late: bool) -> RowFe
                 late = uint32(a & uint64(WORD - 1))
                 a, b = a - uint64(late), b - uint64(late)
                 n_bytes = int32(n_bytes + int32(late))
-            copy(stage, a, b, n_bytes, lane)
+            copy(stage, a, b, n_bytes, barrier, lane)
+        elif is_bulk and lane == uint32(0):
+            _ptx_copies.arrive(barrier)
 
     @device
     def lateness(seq: Any, head: Any, side: Any) -> Any:

@@ -1,8 +1,9 @@
 """How the blocks of a launch share the tokens of all sequences and heads: evenly, whatever their lengths.
 
 A unit of work is `chunk` tokens of one head of one sequence. Units are numbered through, tokens first, then heads, then
-sequences, and block b of B handles units b N / B up to (b + 1) N / B of N ("stream-K", arXiv 2301.03598). So at most
-the first and the last stretch of a block are parts of a head's tokens.
+sequences, and each block handles an equal run of them ("stream-K", arXiv 2301.03598), so that at most its first and its
+last stretch are parts of a head's tokens. Beginning a stretch costs a block about as much as two units: where that tips
+the scales, two places of the numbering are left empty before each head.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ from __future__ import annotations
 import functools
 from typing import Any, NamedTuple
 
-from turbocode.kernels import _ptx
+from turbocode.kernels import _ptx, _ptx_bits
 from turbocode.kernels._cuda import device, types
 
 WARP = 32
+START_COST = 2  # units
 
 int32, uint32, uint64 = types.int32, types.uint32, types.uint64
 
@@ -23,8 +25,8 @@ class WorkSplit(NamedTuple):
 
     seen : what decides on the tokens that rows see: (last_token, n_rows, first_token, n_tokens, window), uint64
     survey(n_seqs, heads, lane, seen) -> (units of all, what `locate` goes on with)
-    locate(unit, survey, n_seqs, heads, lane, seen) -> (seq, units before it, begin, end, units of each of its heads):
-        tokens from begin, a multiple of the tile, to end are seen by some row
+    locate(place, empty, survey, n_seqs, heads, lane, seen) -> (seq, places before it, begin, end, places of each of its
+        heads): tokens from begin, a multiple of the tile, to end are seen by some row
     """
 
     survey: Any
@@ -32,15 +34,38 @@ class WorkSplit(NamedTuple):
 
 
 @device
-def first_unit(block: Any, n_units: Any, n_blocks: Any) -> Any:
-    """The first unit of a block."""
-    return uint32(uint64(block) * uint64(n_units) // uint64(n_blocks))
+def shares(n_units: Any, n_heads: Any, n_blocks: Any) -> Any:
+    """(empty places before a head, least places of a block, blocks that have one more, blocks, places)."""
+    even = uint32(uint32(uint32(n_units) + uint32(n_blocks - uint32(1))) // uint32(n_blocks))
+    if uint32(n_blocks % uint32(n_heads)) != uint32(0):  # some block has the end of a head and the beginning of another
+        even = uint32(even + uint32(uint32(uint32(n_heads) // n_blocks) * uint32(START_COST)) + uint32(START_COST))
+    spread = uint32(uint32(n_units) + uint32(uint32(n_heads) * uint32(START_COST)))
+    empty, n_places = uint32(0), uint32(n_units)
+    if uint32(uint32(spread + uint32(n_blocks - uint32(1))) // uint32(n_blocks)) < even:
+        empty, n_places = uint32(START_COST), spread
+    each = uint32(n_places // n_blocks)
+    return empty, each, uint32(n_places - uint32(each * n_blocks)), n_blocks, n_places
 
 
 @device
-def block_of(unit: Any, n_units: Any, n_blocks: Any) -> Any:
-    """The block that handles a unit."""
-    return uint32((uint64(uint32(unit + uint32(1))) * uint64(n_blocks) - uint64(1)) // uint64(n_units))
+def first_place(block: Any, split: Any) -> Any:
+    """The first place of a block."""
+    _, each, more, n_blocks, _ = split
+    return uint32(uint32(block * each) + uint32(uint32(block * more) // n_blocks))
+
+
+@device
+def block_of(place: Any, split: Any) -> Any:
+    """The block that handles a place."""
+    _, _, _, n_blocks, n_places = split
+    share = _ptx_bits.to_float(n_blocks) * _ptx.reciprocal(_ptx_bits.to_float(n_places))
+    block = uint32(_ptx_bits.to_float(place) * share)  # nearly
+    block = uint32(min(block, uint32(n_blocks - uint32(1))))
+    while first_place(block, split) > place:
+        block = uint32(block - uint32(1))
+    while first_place(uint32(block + uint32(1)), split) <= place:
+        block = uint32(block + uint32(1))
+    return block
 
 
 @device
@@ -105,23 +130,26 @@ def work_split(chunk: int, tile: int) -> WorkSplit:
         return agreed(found), begin, end, units, sums
 
     @device
-    def locate(unit: Any, surveyed: Any, n_seqs: Any, heads: Any, lane: Any, seen: Any) -> Any:
+    def locate(place: Any, empty: Any, surveyed: Any, n_seqs: Any, heads: Any, lane: Any, seen: Any) -> Any:
         _, begin, end, units, sums = surveyed  # of the first 32 sequences, mostly all
+        before_heads = uint32(uint32(empty * uint32(heads)) * uint32(lane + uint32(1)))
+        sums = uint32(sums + before_heads)
         after = uint32(_ptx.shuffle_index(sums, uint32(31)))
         base = uint32(0)
-        while unit >= after:
+        while place >= after:
             base = uint32(base + uint32(WARP))
             begin, end, units = of_seq(uint32(base + lane), n_seqs, seen)
-            sums = uint32(after + added_up(uint32(units * uint32(heads)), lane))
+            sums = uint32(uint32(after + before_heads) + added_up(uint32(units * uint32(heads)), lane))
             after = uint32(_ptx.shuffle_index(sums, uint32(31)))
-        number = uint32(_ptx.count_bits(_ptx.lanes_where(uint32(1 if sums <= unit else 0))))
-        before = _ptx.shuffle_index(uint32(sums - uint32(units * uint32(heads))), number)
+        number = uint32(_ptx.count_bits(_ptx.lanes_where(uint32(1 if sums <= place else 0))))
+        places = uint32(units + empty)
+        before = _ptx.shuffle_index(uint32(sums - uint32(places * uint32(heads))), number)
         return (
             agreed(uint32(base + number)),
             agreed(before),
             int32(agreed(_ptx.shuffle_index(uint32(begin), number))),
             int32(agreed(_ptx.shuffle_index(uint32(end), number))),
-            agreed(_ptx.shuffle_index(units, number)),
+            agreed(_ptx.shuffle_index(places, number)),
         )
 
     return WorkSplit(survey, locate)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from turbocode.formats.block_format import BlockFormat, Layout
-from turbocode.kernels import _ptx
+from turbocode.kernels import _ptx, _ptx_copies
 from turbocode.kernels._cuda import at, cuda, device, kernel, shared_address, types
 from turbocode.kernels.fwht.lanes import CHUNK, FLOAT16, FLOAT32, VALUE_BYTES, lanes_for, storer
 from turbocode.kernels.fwht.tensor_lanes import GROUPS, LANES, SIZES, pair_masks, tensor_lanes
@@ -130,7 +130,7 @@ def decode_kernel(variant: DecodeVariant) -> tuple[Any, int]:
     hadamard, transform = lanes.hadamard, lanes.transform
     fill, spot, read = pairs_of.fill, pairs_of.spot, pairs_of.read
     is_ahead = not variant.reads_strided and n_bytes % WORD == 0
-    n_loads, wait = -(-n_bytes // (32 * WORD)), _ptx.wait_for_copies(0)
+    n_loads, wait = -(-n_bytes // (32 * WORD)), _ptx_copies.wait_for_copies(0)
 
     @device
     def is_whole(first: Any, n_groups: Any) -> Any:
@@ -144,8 +144,8 @@ def decode_kernel(variant: DecodeVariant) -> tuple[Any, int]:
             for number in range(n_loads):
                 byte = uint32(uint32(lane * uint32(WORD)) + uint32(number * 32 * WORD))
                 if byte < uint32(n_bytes):
-                    _ptx.copy_async_whole(at(tile, byte), start + uint64(byte))
-            _ptx.close_copies()
+                    _ptx_copies.copy_async_whole(at(tile, byte), start + uint64(byte))
+            _ptx_copies.close_copies()
 
     @kernel(launch_bounds=(THREADS, BLOCKS_PER_MULTIPROCESSOR))
     def decode(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from turbocode.kernels import _ptx
+from turbocode.kernels import _ptx, _ptx_copies
 from turbocode.kernels._cuda import at, device, types
 
 uint32, uint64 = types.uint32, types.uint64
@@ -35,8 +35,8 @@ def incoming(n_chunks: int, n_lanes: int) -> Incoming:
     @device
     def fetch(slot: Any, address: Any) -> None:
         for chunk in range(n_chunks):
-            _ptx.copy_async_whole(at(slot, chunk * _WARP_BYTES), address + uint64(chunk * 16 * n_lanes))
-        _ptx.close_copies()
+            _ptx_copies.copy_async_whole(at(slot, chunk * _WARP_BYTES), address + uint64(chunk * 16 * n_lanes))
+        _ptx_copies.close_copies()
 
     @device
     def take(slot: Any, words: Any) -> None:
@@ -45,4 +45,4 @@ def incoming(n_chunks: int, n_lanes: int) -> Incoming:
             for e in range(4):
                 words[4 * chunk + e] = found[e]
 
-    return Incoming(n_chunks * _WARP_BYTES, fetch, _ptx.wait_for_copies(0), take)
+    return Incoming(n_chunks * _WARP_BYTES, fetch, _ptx_copies.wait_for_copies(0), take)
