@@ -52,7 +52,8 @@ def command(
       turbocode attend benchmark --batch 2 --tokens 4096 --q-heads 8 --kv-heads 2 --json
     """
     from turbocode.codecs import STANDARD_CODECS, make_codec
-    from turbocode.evaluation.benchmark import AttentionShape, benchmark_attention
+    from turbocode.evaluation.attention_shapes import AttentionShape
+    from turbocode.evaluation.benchmark import benchmark_attention
 
     shape = AttentionShape(batch, tokens, q_heads, kv_heads, head_dim)
     pairs = [(k or v or "", v or k or "")] if k or v else _fitting(STANDARD_CODECS, head_dim, make_codec)
