@@ -8,7 +8,7 @@ from turbocode_cli.lazy_group import LazyCommand, LazyGroup
 
 COMMANDS = {
     "compare": LazyCommand("turbocode_cli.attend_compare:command", "Compare packed with exact attention of a dump."),
-    "benchmark": LazyCommand("turbocode_cli.attend_benchmark:command", "Time encoding, decoding and attention."),
+    "benchmark": LazyCommand("turbocode_cli.attend_benchmark:command", "Time attention on a GPU or the CPU."),
 }
 
 

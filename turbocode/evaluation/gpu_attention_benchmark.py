@@ -46,6 +46,7 @@ def benchmark_attention_on_gpu(
     seed: int = 0,
     plain: Sequence[str] | None = None,
     advance: Callable[[int], None] | None = None,
+    keep: Callable[[dict[str, Any]], None] | None = None,
     copy_bytes: int = COPY_BYTES,
 ) -> dict[str, Any]:
     """A JSON object: device, copy_gb_per_s, repeats, seed, error_bound, and shapes, each with float16, rivals, codecs.
@@ -55,18 +56,15 @@ def benchmark_attention_on_gpu(
     float16 / ours), bytes_allow (the ratio at equal bandwidth), share_of_bytes (ratio / bytes_allow), relative_error
     (L2, against float64 attention over the decoded values of some heads), is_within_bound, host_seconds (of a call
     without a graph), plain_seconds and plain_error, and of decoding everything first, decode_seconds and
-    decoded_attention_seconds. advance : called with 1 after each pair of each shape
+    decoded_attention_seconds.
+    advance : called with 1 after each pair of each shape; keep : called with the result so far after each shape
     """
     from turbocode.kernels._graph import Gpu
 
     gpu = Gpu(device)
     memory = GpuMemory(gpu, seed)
     copy = _copy_bandwidth(memory, repeats, copy_bytes)
-    found = []
-    for name, shape in shapes.items():
-        found.append(_Run(memory, name, shape, repeats, copy).figures(pairs, plain, advance))
-        memory.release()
-    return {
+    result: dict[str, Any] = {
         "device": {
             "name": gpu.name,
             "compute_capability": list(gpu.compute_capability),
@@ -79,8 +77,14 @@ def benchmark_attention_on_gpu(
         "seed": seed,
         "l2": f"cold: copies of a cache in turn, together {COLD_CACHES} times the L2 cache",
         "error_bound": ERROR_BOUND,
-        "shapes": found,
+        "shapes": [],
     }
+    for name, shape in shapes.items():
+        result["shapes"].append(_Run(memory, name, shape, repeats, copy).figures(pairs, plain, advance))
+        memory.release()
+        if keep:
+            keep(result)
+    return result
 
 
 def _copy_bandwidth(memory: GpuMemory, repeats: int, n_bytes: int) -> float:
