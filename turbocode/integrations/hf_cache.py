@@ -9,13 +9,15 @@ blocks themselves is in `packed_attention`.
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from turbocode.errors import DataError, OptionError
 from turbocode.formats.sides import SIDES
 from turbocode.integrations.coded_side import CodedSide
 from turbocode.integrations.hf_packages import transformers
-from turbocode.policies import CachePolicy, Recipe
+
+if TYPE_CHECKING:
+    from turbocode.policies import CachePolicy, Recipe
 
 _stock = transformers.cache_utils
 # Up to 5.13 `crop` took the length to keep, and negative numbers for tokens to remove; later ones remove only.
@@ -204,6 +206,8 @@ class TurboCache(transformers.cache_utils.Cache):
         sinks: int = 0,
         residual: int = 0,
     ) -> None:
+        from turbocode.policies import CachePolicy
+
         if recipe is None:
             policy = CachePolicy.of(k, v, sinks=sinks, residual=residual)
         else:
