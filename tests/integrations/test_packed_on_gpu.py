@@ -45,7 +45,7 @@ def packed_and_decoded(device: str, policy: CachePolicy, n_new: int) -> tuple[An
     """Tokens that a tiny model writes attending to the blocks, and attending to the values that they decode to."""
     model = tiny_model("llama", head_dim=128, max_position_embeddings=512)
     model.model.to(device)
-    # After these the two best words are at least 0.02 standard deviations of the logits apart: rounding decides nothing.
+    # After these the two best words are always 0.02 standard deviations of the logits apart: rounding is harmless.
     prompt = torch.from_numpy(some_tokens(8, seed=4))[None].to(device)
     packed = transformers.Cache(layers=coded_layers(model.config, policy, reads=False))
     with attention_by(model.model, attend_packed(packed)):
