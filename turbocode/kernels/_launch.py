@@ -39,6 +39,14 @@ class DeviceArray:
     stream: int
     owner: Any
 
+    def part(self, axis: int, start: int, stop: int | None = None) -> DeviceArray:
+        """The entries start to stop of an axis; without a stop entry `start` alone, the axis left out."""
+        kept = () if stop is None else (stop - start,)
+        shape = (*self.shape[:axis], *kept, *self.shape[axis + 1 :])
+        strides = (*self.strides[:axis], *self.strides[axis : axis + len(kept)], *self.strides[axis + 1 :])
+        pointer = self.pointer + start * self.strides[axis]
+        return DeviceArray(pointer, shape, strides, self.dtype, self.device, self.stream, self.owner)
+
 
 def device_array(array: Any) -> DeviceArray:
     """The array as pointer, shape and strides. Raises OptionError for host arrays and for dtypes not known here."""
