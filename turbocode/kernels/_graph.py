@@ -18,7 +18,8 @@ from turbocode.kernels._launch import DeviceArray, from_interface, simulated
 _IDLE_BYTES = 64 << 20
 
 
-def _checked(result: tuple[Any, ...]) -> Any:
+def checked(result: tuple[Any, ...]) -> Any:
+    """What a call of the driver returned. Raises DeviceError where it failed."""
     from cuda.bindings import driver
 
     if result[0] != driver.CUresult.CUDA_SUCCESS:
@@ -55,7 +56,7 @@ class Gpu:
         from cuda.bindings import driver
 
         self._driver = driver
-        self.stream = int(_checked(driver.cuStreamCreate(1)))  # 1: does not wait for the default stream
+        self.stream = int(checked(driver.cuStreamCreate(1)))  # 1: does not wait for the default stream
         _, free, total = driver.cuMemGetInfo()
         self.free_bytes, self.memory_bytes = int(free), int(total)  # free when this was made
         self.l2_bytes = int(device.L2_CACHE_SIZE)
@@ -76,21 +77,21 @@ class Gpu:
         if IS_SIMULATED:
             _bytes_of(target, host.nbytes)[:] = host.reshape(-1).view(np.uint8)
             return
-        _checked(self._driver.cuMemcpyHtoDAsync(target.pointer, host.ctypes.data, host.nbytes, self.stream))
+        checked(self._driver.cuMemcpyHtoDAsync(target.pointer, host.ctypes.data, host.nbytes, self.stream))
 
     def download(self, source: DeviceArray, host: np.ndarray[Any, Any]) -> None:
         """Copy the beginning of the source to host memory, in the stream's order."""
         if IS_SIMULATED:
             host.reshape(-1).view(np.uint8)[:] = _bytes_of(source, host.nbytes)
             return
-        _checked(self._driver.cuMemcpyDtoHAsync(host.ctypes.data, source.pointer, host.nbytes, self.stream))
+        checked(self._driver.cuMemcpyDtoHAsync(host.ctypes.data, source.pointer, host.nbytes, self.stream))
 
     def copy(self, source: DeviceArray, target: DeviceArray, n_bytes: int, offset: int = 0) -> None:
         """Copy n_bytes within the device to `offset` of the target."""
         if IS_SIMULATED:
             _bytes_of(target, offset + n_bytes)[offset:] = _bytes_of(source, n_bytes)
             return
-        _checked(self._driver.cuMemcpyDtoDAsync(target.pointer + offset, source.pointer, n_bytes, self.stream))
+        checked(self._driver.cuMemcpyDtoDAsync(target.pointer + offset, source.pointer, n_bytes, self.stream))
 
     def pinned(self, n_bytes: int) -> np.ndarray[Any, Any]:
         """Host memory that the device reads and writes directly, uint8 (n_bytes,)."""
@@ -112,7 +113,7 @@ class Gpu:
             return
         if threading.get_ident() != self._thread:
             self._cuda.select_device(self.number)  # another thread has no context of its own
-        _checked(self._driver.cuStreamSynchronize(self.stream))
+        checked(self._driver.cuStreamSynchronize(self.stream))
 
     def capture(self, work: Callable[[], Any]) -> Any:
         """A CUDA graph of one call of work, whose launches go to this stream; call work once before."""
@@ -120,26 +121,26 @@ class Gpu:
             return work
         driver = self._driver
         mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
-        _checked(driver.cuStreamBeginCapture(self.stream, mode))
+        checked(driver.cuStreamBeginCapture(self.stream, mode))
         try:
             work()
         finally:
-            graph = _checked(driver.cuStreamEndCapture(self.stream))
-        found = _checked(driver.cuGraphInstantiate(graph, 0))
-        _checked(driver.cuGraphDestroy(graph))
+            graph = checked(driver.cuStreamEndCapture(self.stream))
+        found = checked(driver.cuGraphInstantiate(graph, 0))
+        checked(driver.cuGraphDestroy(graph))
         return found
 
     def forget(self, graph: Any) -> None:
         """Free a captured graph."""
         if not IS_SIMULATED:
-            _checked(self._driver.cuGraphExecDestroy(graph))
+            checked(self._driver.cuGraphExecDestroy(graph))
 
     def replay(self, graph: Any) -> None:
         """Start a captured graph."""
         if IS_SIMULATED:
             graph()
             return
-        _checked(self._driver.cuGraphLaunch(graph, self.stream))
+        checked(self._driver.cuGraphLaunch(graph, self.stream))
 
     def graph_seconds(self, work: Callable[[], Any], repeats: int) -> float:
         """Median seconds of one call of work, from `repeats` replays of a graph of it."""
@@ -160,18 +161,18 @@ class Gpu:
         driver, n = self._driver, repeats + 2  # the first two warm up
         if self._idle is None:
             self._idle = [self.empty((_IDLE_BYTES,), "uint8") for _ in range(2)]
-        events = [_checked(driver.cuEventCreate(0)) for _ in range(n + 1)]
+        events = [checked(driver.cuEventCreate(0)) for _ in range(n + 1)]
         self.wait()
         for _ in range(1 + n // 4):
             self.copy(self._idle[0], self._idle[1], _IDLE_BYTES)
         for event in events[:-1]:
-            _checked(driver.cuEventRecord(event, self.stream))
+            checked(driver.cuEventRecord(event, self.stream))
             replay()
-        _checked(driver.cuEventRecord(events[-1], self.stream))
+        checked(driver.cuEventRecord(events[-1], self.stream))
         self.wait()
-        found = [_checked(driver.cuEventElapsedTime(a, b)) / 1e3 for a, b in itertools.pairwise(events)]
+        found = [checked(driver.cuEventElapsedTime(a, b)) / 1e3 for a, b in itertools.pairwise(events)]
         for event in events:
-            _checked(driver.cuEventDestroy(event))
+            checked(driver.cuEventDestroy(event))
         return statistics.median(found[2:])
 
     @staticmethod
@@ -188,13 +189,13 @@ class Gpu:
         if IS_SIMULATED:
             return self._host_seconds(work, repeats)
         driver = self._driver
-        begin, end = (_checked(driver.cuEventCreate(0)) for _ in range(2))
+        begin, end = (checked(driver.cuEventCreate(0)) for _ in range(2))
         found = []
         for number in range(repeats + 2):  # the first two warm up
-            _checked(driver.cuEventRecord(begin, self.stream))
+            checked(driver.cuEventRecord(begin, self.stream))
             work()
-            _checked(driver.cuEventRecord(end, self.stream))
-            _checked(driver.cuEventSynchronize(end))
+            checked(driver.cuEventRecord(end, self.stream))
+            checked(driver.cuEventSynchronize(end))
             if number >= 2:
-                found.append(_checked(driver.cuEventElapsedTime(begin, end)) / 1e3)
+                found.append(checked(driver.cuEventElapsedTime(begin, end)) / 1e3)
         return statistics.median(found)
