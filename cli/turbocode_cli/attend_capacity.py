@@ -48,7 +48,7 @@ def command(
     \b
     Examples:
       turbocode attend capacity --model-shape 16x4x256 --vram 24GiB --weights 20GiB
-      turbocode attend capacity --model-shape data/lm-tiny/config.json --vram 1GiB --k turbo4 --v turbo3
+      turbocode attend capacity --model-shape data/lm-tiny/config.json --vram 1GiB --k turbo3
 
     Nothing but keys and values is counted: leave room in --weights for activations and what the runtime takes. Layers
     of a config.json with a sliding window hold the window's tokens at most.

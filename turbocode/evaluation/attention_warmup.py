@@ -106,5 +106,5 @@ def run_job(job: Job, device: int) -> None:
         last = zeros((shape.batch, 1), "int32")
         out, lse = gpu.empty(queries.shape, "float16"), gpu.empty(queries.shape[:-1], "float32")
         attention = GpuAttention(*codecs, is_plain=job.kind == PLAIN)
-        attention(queries, *blocks, last, scale=1.0, out=out, lse=lse, stream=gpu.stream)
+        attention(queries, blocks[0], blocks[1], last, scale=1.0, out=out, lse=lse, stream=gpu.stream)
     gpu.wait()

@@ -85,7 +85,7 @@ def _layers_of(config: dict[str, Any], n_layers: int, path: str | os.PathLike[st
     window = config.get("sliding_window")
     if kinds is None:
         uses_window = isinstance(window, int) and window > 0 and config.get("use_sliding_window", True)
-        return {window if uses_window else 0: n_layers}
+        return {int(window) if uses_window and window else 0: n_layers}
     if not isinstance(kinds, list) or len(kinds) != n_layers:
         raise DataError(f"layer_types does not name {n_layers} layers", file=path)
     layers: dict[int, int] = {}
@@ -181,7 +181,8 @@ def capacities(
         raise OptionError(
             f"batch {batch}, page {page}, sinks {sinks}, recent {recent}: allowed are 1, 1, 0, 0 and more"
         )
-    float16 = CachePlan(shape, *(2 * [FLOAT16_BYTES * shape.head_dim]), page=page).longest(left // batch)
+    exact_bytes = FLOAT16_BYTES * shape.head_dim
+    float16 = CachePlan(shape, exact_bytes, exact_bytes, page=page).longest(left // batch)
     rows = []
     for k, v in pairs:
         codecs = [make_codec(name, shape.head_dim) for name in (k, v)]

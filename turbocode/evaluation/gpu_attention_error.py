@@ -39,7 +39,9 @@ def exact_output(
     module : numpy or torch, whose arrays these are; keys, values : from (first, stop) to float64 (stop - first,
     head_dim), taken once each, in order, keys first
     """
-    top = total = output = None
+    top: Any = None
+    total: Any = None
+    output: Any = None
     for start in range(0, n_tokens, tile):
         stop = min(start + tile, n_tokens)
         s = scale * (queries @ keys(start, stop).T)
