@@ -67,15 +67,20 @@ def _fits(name: str, head_dim: int) -> bool:
 
 
 def compile_for(jobs: Sequence[Job], device: int, advance: Callable[[int], None] | None = None) -> None:
-    """Make every job's call, on as many cores as there are; advance : called with 1 after each."""
+    """Make every job's call, on as many cores as there are; advance : called with 1 after each.
+
+    Raises what the first job that failed raised, when all are over.
+    """
     n = min(MAX_PROCESSES, usable_cores(), len(jobs))
     if n == 0:
         return
     with ProcessPoolExecutor(n, multiprocessing.get_context("spawn")) as pool:
-        for done in as_completed([pool.submit(run_job, job, device) for job in jobs]):
-            done.result()
+        submitted = [pool.submit(run_job, job, device) for job in jobs]
+        for _ in as_completed(submitted):
             if advance:
                 advance(1)
+    for done in submitted:
+        done.result()
 
 
 def run_job(job: Job, device: int) -> None:
