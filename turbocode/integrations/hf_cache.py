@@ -1,9 +1,9 @@
 """A transformers Cache that holds packed blocks: for `generate()`, and for measuring what coding does to a model.
 
 Every token is encoded once, as it enters (or leaves the residual), and every attention, of the prompt too, meets the
-decoded values: transformers' own quantized caches attend to the fresh chunk unquantized. Encoding and decoding run on
-the CPU, and every step decodes all tokens of a layer: this cache saves memory, not time. Attention that reads the
-blocks themselves is in `packed_attention`.
+decoded values: transformers' own quantized caches attend to the fresh chunk unquantized. Tokens are coded where they
+are: on a GPU that numba-cuda can use by its kernels, with the CPU's bits, else on the CPU. Every step decodes all
+tokens of a layer: this cache saves memory, not time. Attention that reads the blocks is in `packed_attention`.
 """
 
 from __future__ import annotations
