@@ -160,16 +160,14 @@ class _Run:
         rivals = float16_attention(self.memory, self.shape, self.queries, copies, self.scale)
         return [self._rival_row(rival, n_copies) for rival in rivals]
 
-    def _best(self, name: str) -> Callable[[Any, Any], Any]:
+    def _best(self, name: str) -> Callable[[Any, Any], Rival]:
         """The best float16 attention, over other keys and values."""
 
-        def attend(keys: Any, values: Any) -> Any:
+        def over(keys: Any, values: Any) -> Rival:
             rivals = float16_attention(self.memory, self.shape, self.queries, [(keys, values)], self.scale)
-            work = next(rival.work for rival in rivals if rival.name == name)
-            assert work is not None
-            return work(0)
+            return next(rival for rival in rivals if rival.name == name)
 
-        return attend
+        return over
 
     def _rival_rows(self) -> list[dict[str, Any]]:
         makers: dict[str, Callable[[], Rival]] = {
@@ -198,9 +196,10 @@ class _Run:
             return row
         work = rival.work
         try:
-            seconds = self.timer.seconds(work, n_copies, is_torch=True)
-            with self.memory.stream:
-                host = host_seconds(lambda: work(0), self.gpu.wait, HOST_CALLS)
+            with rival.context():
+                seconds = self.timer.seconds(work, n_copies, is_torch=True)
+                with self.memory.stream:
+                    host = host_seconds(lambda: work(0), self.gpu.wait, HOST_CALLS)
         except Exception as failure:  # of another project's code: torch raises RuntimeError for what it does not know
             return {**row, "problem": _phrase(failure)}
         return {**row, **self._rates(rival.n_bytes, seconds), "host_seconds": host}
@@ -286,13 +285,16 @@ class _Run:
             "decoded_attention_seconds": None,
         }
         if self.best_rival is not None:
-            best = self.best_rival
+            best = self.best_rival(*decoded)
+            attend = best.work
+            assert attend is not None
 
             def both(i: int) -> None:
                 decode(i)  # in torch's stream
-                best(*decoded)
+                attend(0)
 
-            found["decoded_attention_seconds"] = self.timer.seconds(both, len(copies), is_torch=True)
+            with best.context():
+                found["decoded_attention_seconds"] = self.timer.seconds(both, len(copies), is_torch=True)
         return found
 
 

@@ -5,7 +5,11 @@ Each is looked for when it is asked for. One that is not installed, or fails, is
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 from turbocode.evaluation.attention_shapes import AttentionShape
@@ -20,14 +24,19 @@ VLLM_SPLITS = 32
 _NORM_BYTES = 2
 
 
+@dataclass(frozen=True)
 class Rival:
-    """name; work : one attention over copy i, or None; problem : why there is none; n_bytes : read and written
+    """work : one attention over copy i, or None; n_bytes : read and written; problem : why there is no work
 
-    bits_per_value : of what it reads
+    bits_per_value : of what it reads; context : makes the context in which it has to be called
     """
 
-    def __init__(self, name: str, work: Work | None, n_bytes: int, bits: float = 16.0, problem: str | None = None):
-        self.name, self.work, self.n_bytes, self.bits_per_value, self.problem = name, work, n_bytes, bits, problem
+    name: str
+    work: Work | None
+    n_bytes: int
+    bits_per_value: float = 16.0
+    problem: str | None = None
+    context: Callable[[], Any] = nullcontext
 
 
 def float16_attention(
@@ -42,7 +51,6 @@ def float16_attention(
     names = [f"SDPA {kind}{rows}" for kind in ("cuDNN", "flash") for rows in ("", ", heads as rows")]
     if memory.torch is None:
         return [Rival(name, None, n_bytes, problem=torch_problem()) for name in names]
-    torch = memory.torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.nn.functional import scaled_dot_product_attention as attend
 
@@ -52,14 +60,13 @@ def float16_attention(
         backend = SDPBackend.CUDNN_ATTENTION if "cuDNN" in name else SDPBackend.FLASH_ATTENTION
         as_rows = name.endswith("rows")
 
-        def work(i: int, backend: Any = backend, as_rows: bool = as_rows) -> Any:
+        def work(i: int, as_rows: bool = as_rows) -> Any:
             keys, values = copies[i % len(copies)]
-            with sdpa_kernel([backend]), torch.no_grad():
-                if as_rows:
-                    return attend(rows, keys, values, scale=scale)
-                return attend(queries, keys, values, scale=scale, enable_gqa=shape.q_heads != shape.kv_heads)
+            if as_rows:
+                return attend(rows, keys, values, scale=scale)
+            return attend(queries, keys, values, scale=scale, enable_gqa=shape.q_heads != shape.kv_heads)
 
-        found.append(Rival(name, work, n_bytes))
+        found.append(Rival(name, work, n_bytes, context=functools.partial(sdpa_kernel, [backend])))
     return found
 
 
