@@ -1,64 +1,173 @@
-"""`turbocode attend benchmark`: how fast encoding, decoding and packed attention are on this machine."""
+"""`turbocode attend benchmark`: how fast packed attention is on this machine's GPU, or on its CPU."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from turbocode.errors import OptionError
 from turbocode_cli.codec_options import k_option, v_option
-from turbocode_cli.options import cpu_device_option, json_option, max_memory_option, quiet_option
-from turbocode_cli.output import emit, progress, table
+from turbocode_cli.options import (
+    FILE,
+    device_option,
+    force_option,
+    json_option,
+    max_memory_option,
+    quiet_option,
+)
+from turbocode_cli.output import emit, progress
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from turbocode.evaluation.attention_shapes import AttentionShape
+
+CPU_REPEATS, GPU_REPEATS = 7, 20
+_SIZES = ("batch", "tokens", "q_heads", "kv_heads", "head_dim")
+_COUNT = click.IntRange(1)
 
 
 @click.command(name="benchmark")
-@click.option("--batch", default=1, show_default=True, help="Sequences.")
-@click.option("--tokens", default=32768, show_default=True, help="Tokens in the cache of each sequence.")
-@click.option("--q-heads", default=32, show_default=True, help="Query heads.")
-@click.option("--kv-heads", default=8, show_default=True, help="KV heads.")
-@click.option("--head-dim", default=128, show_default=True, help="Values in one key or value vector.")
+@click.option("--shape", "names", multiple=True, metavar="NAME", help="One of the GPU's shapes below; may be repeated.")
+@click.option("--batch", type=_COUNT, help="Sequences, of a shape of one's own.  [default: 1]")
+@click.option("--tokens", type=_COUNT, help="Tokens in the cache of each sequence.  [default: 32768]")
+@click.option("--q-heads", type=_COUNT, help="Query heads.  [default: 32]")
+@click.option("--kv-heads", type=_COUNT, help="KV heads.  [default: 8]")
+@click.option("--head-dim", type=_COUNT, help="Values in one key or value vector.  [default: 128]")
+@click.option("--sweep", is_flag=True, help="2,048 to 1,048,576 tokens by 1 to 256 sequences (GPU).")
 @k_option
 @v_option
-@click.option("--repeats", type=click.IntRange(1, 1000), default=7, show_default=True, help="Runs; the median counts.")
+@click.option("--no-plain", is_flag=True, help="Leave out the plain kernel, which is slow (GPU).")
+@click.option("--repeats", type=click.IntRange(1, 1000), help="Runs; the median counts.  [default: 20, on a CPU 7]")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the Gaussian inputs.")
+@click.option("--plot", type=FILE, metavar="FILE", help="Write a PNG of times, ratios and roofline (GPU).")
 @max_memory_option
-@cpu_device_option
+@device_option
+@force_option
 @json_option
 @quiet_option
 def command(
-    batch: int,
-    tokens: int,
-    q_heads: int,
-    kv_heads: int,
-    head_dim: int,
+    names: tuple[str, ...],
+    sweep: bool,
     k: str | None,
     v: str | None,
-    repeats: int,
+    no_plain: bool,
+    repeats: int | None,
     seed: int,
+    plot: Path | None,
     max_memory: int,
     device: int | None,
+    force: bool,
     as_json: bool,
     quiet: bool,
+    **sizes: int | None,
 ) -> None:
-    """Time one codec pair, or without --k and --v every codec, beside NumPy's attention on the unpacked cache.
+    """Time one codec pair, or without --k and --v every codec, on a GPU or, where there is none, on the CPU.
 
     \b
     Examples:
-      turbocode attend benchmark --k turbo3 --v turbo3
+      turbocode attend benchmark --k turbo3 --v turbo3 --device cpu
       turbocode attend benchmark --batch 2 --tokens 4096 --q-heads 8 --kv-heads 2 --json
+
+    On a GPU the packed kernels stand beside float16 attention (torch's, cuDNN and flash), FlashInfer and vLLM's kernel
+    where they are installed, the plain kernel, and decoding everything first, in one process, as replayed graphs.
+    Without a shape of one's own these run, as batch x tokens: long 1 x 131072, single 1 x 32768, batch-16 16 x 8192,
+    batch-64 64 x 4096, wide-groups 8 x 32768 with 4 KV heads, wide-heads 8 x 16384 with head_dim 256. On a CPU NumPy's
+    attention over the unpacked cache stands beside ours.
     """
     from turbocode.codecs import STANDARD_CODECS, make_codec
-    from turbocode.evaluation.benchmark import AttentionShape, benchmark_attention
+    from turbocode.evaluation.attention_shapes import AttentionShape
 
-    shape = AttentionShape(batch, tokens, q_heads, kv_heads, head_dim)
-    pairs = [(k or v or "", v or k or "")] if k or v else _fitting(STANDARD_CODECS, head_dim, make_codec)
+    given = {name: value for name, value in sizes.items() if value is not None}
+    if device is None:
+        _refuse_on_a_cpu(sweep=sweep, plot=plot is not None, no_plain=no_plain, shape=bool(names))
+        shape = AttentionShape(**given)
+        pairs = [(k or v or "", v or k or "")] if k or v else _fitting(STANDARD_CODECS, shape.head_dim, make_codec)
+        _on_the_cpu(shape, pairs, repeats or CPU_REPEATS, seed, max_memory, as_json, quiet)
+        return
+    pairs = [(k or v or "", v or k or "")] if k or v else [(name, name) for name in STANDARD_CODECS]
+    shapes = _shapes(names, sweep, given)
+    if plot is not None:
+        from turbocode.dumps import check_output
+
+        check_output(plot, force, [])
+    result = _on_a_gpu(device, shapes, pairs, no_plain, repeats or GPU_REPEATS, seed, quiet)
+    if plot is not None:
+        from turbocode.evaluation.attention_plots import plot_attention
+
+        plot_attention(plot, result, force=force)
+        result["plot"] = plot
+    from turbocode_cli.attention_tables import render_gpu
+
+    emit(result, as_json, lambda console: render_gpu(console, result))
+
+
+def _refuse_on_a_cpu(**given: bool) -> None:
+    for name, is_given in given.items():
+        if is_given:
+            raise OptionError(
+                f"--{name.replace('_', '-')} is about a GPU, and the device is cpu",
+                hint="--device cuda, or a shape by --batch, --tokens, --q-heads, --kv-heads and --head-dim",
+            )
+
+
+def _shapes(names: tuple[str, ...], sweep: bool, given: dict[str, int]) -> dict[str, AttentionShape]:
+    from turbocode.evaluation.attention_shapes import TARGET_SHAPES, AttentionShape, sweep_shapes
+
+    if sweep:
+        if names or {"batch", "tokens"} & set(given):
+            raise OptionError("--sweep chooses batch and tokens; --shape, --batch and --tokens do not go with it")
+        return sweep_shapes(AttentionShape(**given))
+    if names and given:
+        raise OptionError(f"--shape and --{next(iter(given)).replace('_', '-')} are given; one says what to time")
+    for name in names:
+        if name not in TARGET_SHAPES:
+            raise OptionError(f"unknown shape {name!r}; allowed: {', '.join(TARGET_SHAPES)}")
+    if given:
+        return {"given": AttentionShape(**given)}
+    return {name: shape for name, shape in TARGET_SHAPES.items() if not names or name in names}
+
+
+def _on_the_cpu(
+    shape: AttentionShape,
+    pairs: list[tuple[str, str]],
+    repeats: int,
+    seed: int,
+    max_memory: int,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    from turbocode.evaluation.benchmark import benchmark_attention
+    from turbocode_cli.attention_tables import render_cpu
+
     with progress("benchmark", len(pairs), quiet) as advance:
         result = benchmark_attention(shape, pairs, repeats=repeats, seed=seed, max_memory=max_memory, advance=advance)
-    emit(result, as_json, lambda console: _render(console, result))
+    emit(result, as_json, lambda console: render_cpu(console, result))
+
+
+def _on_a_gpu(
+    device: int,
+    shapes: dict[str, AttentionShape],
+    pairs: list[tuple[str, str]],
+    no_plain: bool,
+    repeats: int,
+    seed: int,
+    quiet: bool,
+) -> dict[str, Any]:
+    from turbocode.codecs import parse_codec
+    from turbocode.evaluation.attention_warmup import compile_for, jobs_for
+    from turbocode.evaluation.gpu_attention_benchmark import benchmark_attention_on_gpu
+
+    for name in {name for pair in pairs for name in pair}:
+        parse_codec(name)
+    plain = () if no_plain else None
+    jobs = jobs_for(shapes.values(), pairs, plain)
+    with progress("compile", len(jobs), quiet) as advance:
+        compile_for(jobs, device, advance)
+    with progress("benchmark", len(shapes) * len(pairs), quiet) as advance:
+        return benchmark_attention_on_gpu(
+            device, shapes, pairs, repeats=repeats, seed=seed, plain=plain, advance=advance
+        )
 
 
 def _fitting(names: tuple[str, ...], head_dim: int, make_codec: Any) -> list[tuple[str, str]]:
@@ -72,28 +181,3 @@ def _fitting(names: tuple[str, ...], head_dim: int, make_codec: Any) -> list[tup
     if not pairs:
         raise OptionError(f"no codec stores head_dim {head_dim}")
     return pairs
-
-
-def _render(console: Console, result: dict[str, Any]) -> None:
-    columns = ["K", "V", "bits/value", "encode M vec/s", "decode M vec/s", "attention ms", "NumPy ms", "ratio", "error"]
-    rows = [
-        [
-            row["k"],
-            row["v"],
-            row["bits_per_value"],
-            row["encode_vectors_per_s"] / 1e6,
-            row["decode_vectors_per_s"] / 1e6,
-            row["attention_s"] * 1e3,
-            row["numpy_float32_s"] * 1e3,
-            row["ratio"],
-            row["relative_error"],
-        ]
-        for row in result["codecs"]
-    ]
-    console.print(table(columns, rows))
-    machine, shape = result["machine"], result["shape"]
-    console.print(
-        f"{machine['cpu']}, {machine['cores']} cores; {shape['batch']} x {shape['tokens']:,} tokens, "
-        f"{shape['q_heads']} query heads, {shape['kv_heads']} KV heads, head_dim {shape['head_dim']}; "
-        f"median of {result['repeats']}"
-    )

@@ -11,7 +11,7 @@ from turbocode.errors import OptionError, QualityError
 from turbocode_cli.codec_options import k_option, recipe_from, recipe_option, v_option
 from turbocode_cli.options import (
     FILE,
-    cpu_device_option,
+    device_option,
     json_option,
     max_memory_option,
     nonfinite_option,
@@ -49,7 +49,7 @@ _COLUMNS = {
 @click.option("--fail-above", type=float, metavar="KL", help="Exit with 3 if the mean KL divergence exceeds this.")
 @nonfinite_option
 @max_memory_option
-@cpu_device_option
+@device_option
 @json_option
 @quiet_option
 def command(
@@ -92,11 +92,24 @@ def command(
             source = EncodedNow(plan_quantize(exact, recipe_from(k, v, recipe_path, None, exact.metadata.n_layers)))
         n_tokens = sum(layer.n_seqs * layer.n_tokens * exact.metadata.n_kv_heads for layer in exact.layers)
         with progress("compare", n_tokens, quiet) as advance:
-            result = compare_attention(exact, source, max_memory=max_memory, advance=advance)
+            result = compare_attention(
+                exact, source, max_memory=max_memory, attend=_attention_on(device), advance=advance
+            )
     emit(result, as_json, lambda console: _render(console, result))
     mean = result["total"]["kl_mean"]
     if fail_above is not None and not mean <= fail_above:
         raise QualityError(f"mean KL divergence {mean:.4g} exceeds {fail_above:g}", file=dump)
+
+
+def _attention_on(device: int | None) -> Any:
+    """The packed attention of the device."""
+    if device is None:
+        from turbocode.codecs import decode_attention
+
+        return decode_attention
+    from turbocode.codecs.host_attention import HostAttention
+
+    return HostAttention(device)
 
 
 def _render(console: Console, result: dict[str, Any]) -> None:

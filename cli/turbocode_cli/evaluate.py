@@ -80,8 +80,7 @@ def command(
         check_output(plot, force, [path for path in (given["text_path"], *recipes) if path.exists()])
     from turbocode.evaluation.model_evaluation import EvaluationMode, evaluate_policies
 
-    reason = "attention over packed blocks has no GPU kernels yet" if packed else None
-    model, text = open_model_and_text(given, quiet, cpu_only=reason)
+    model, text = open_model_and_text(given, quiet)
     tokens = text.windows(windows, given["context"], bos=given["bos"])
     mode = EvaluationMode(chunk, packed, score_from)
     with progress("evaluate", windows * (1 + len(policies)), quiet) as advance:

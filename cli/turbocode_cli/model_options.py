@@ -51,12 +51,9 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def open_model_and_text(
-    given: dict[str, Any], quiet: bool, *, cpu_only: str | None = None
-) -> tuple[LanguageModel, TextTokens]:
+def open_model_and_text(given: dict[str, Any], quiet: bool) -> tuple[LanguageModel, TextTokens]:
     """The model and the text that the options in `given` name. Notes go to stderr.
 
-    cpu_only : why the model has to run on the CPU, if it has to
     Raises NoInputError, DataError, OptionError, and DeviceError where packages or a GPU are missing.
     """
     from turbocode.integrations.hf_model import open_model
@@ -64,7 +61,7 @@ def open_model_and_text(
     from turbocode.integrations.hf_text import TextTokens, check_context, read_text
 
     written = read_text(given["text_path"], skip=given["skip"])
-    device = _device(given["device"], quiet, cpu_only)
+    device = _device(given["device"], quiet)
     model = open_model(given["model_name"], dtype=given["compute_dtype"], device=device)
     check_context(model, given["context"])
     text = TextTokens(model, given["text_path"], written)
@@ -77,7 +74,7 @@ def open_model_and_text(
     return model, text
 
 
-def _device(name: str, quiet: bool, cpu_only: str | None) -> str:
+def _device(name: str, quiet: bool) -> str:
     """The device as torch calls it. Raises OptionError for a name that is none."""
     if re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,4})?", name) is None:
         raise OptionError(f"device {name!r} is not one of auto, cpu, cuda, cuda:N")
@@ -85,8 +82,8 @@ def _device(name: str, quiet: bool, cpu_only: str | None) -> str:
         return name
     from turbocode.integrations.hf_packages import torch
 
-    if cpu_only is None and torch.cuda.is_available():
+    if torch.cuda.is_available():
         say(quiet, f"device: cuda:0 ({torch.cuda.get_device_name(0)})")
         return "cuda:0"
-    say(quiet, f"device: cpu ({cpu_only or 'torch sees no GPU'})")
+    say(quiet, "device: cpu (torch sees no GPU)")
     return "cpu"

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -50,11 +48,10 @@ def _parse_layers(ctx: click.Context, param: click.Parameter, value: str | None)
     return parse_layers(value)
 
 
-def resolve_device(name: str, quiet: bool, cpu_only: str | None = None) -> int | None:
+def resolve_device(name: str, quiet: bool) -> int | None:
     """The number of the GPU to compute on, or None for the CPU, from auto, cpu, cuda or cuda:N.
 
     `auto` takes the first GPU that Numba can use, and says on stderr which device it took and why.
-    cpu_only : why a command has no use for a GPU, if it has none
     Raises DeviceError where a GPU is asked for and there is none of that number, and OptionError for other names.
     """
     match = re.fullmatch(r"cuda(?::([0-9]{1,4}))?", name)
@@ -66,15 +63,13 @@ def resolve_device(name: str, quiet: bool, cpu_only: str | None = None) -> int |
 
     problem = cuda_problem()
     if match is None:
-        if problem is None and cpu_only is None:
+        if problem is None:
             say(quiet, f"device: cuda:0 ({cuda_devices()[0]})")
             return 0
-        say(quiet, f"device: cpu ({cpu_only or problem})")
+        say(quiet, f"device: cpu ({problem})")
         return None
     if problem:
         raise DeviceError(f"device {name} is not available: {problem}", hint=f"{INSTALL_CUDA}, or --device cpu")
-    if cpu_only:
-        raise DeviceError(f"device {name} is not available here: {cpu_only}", hint="--device cpu or auto")
     number, devices = int(match[1] or 0), cuda_devices()
     if number >= len(devices):
         found = ", ".join(f"cuda:{i} ({device})" for i, device in enumerate(devices))
@@ -88,22 +83,8 @@ def say(quiet: bool, text: str) -> None:
         print(text, file=sys.stderr)
 
 
-def _device_callback(cpu_only: str | None) -> Callable[[click.Context, click.Parameter, str], int | None]:
-    def resolve(ctx: click.Context, param: click.Parameter, value: str) -> int | None:
-        return resolve_device(value, ctx.resilient_parsing or bool(ctx.params.get("quiet")), cpu_only)
-
-    return resolve
-
-
-def _device_option(cpu_only: str | None, help_text: str) -> Callable[[Any], Any]:
-    return click.option(
-        "--device",
-        default="auto",
-        show_default=True,
-        metavar="auto|cpu|cuda[:N]",
-        callback=_device_callback(cpu_only),
-        help=help_text,
-    )
+def _device_callback(ctx: click.Context, param: click.Parameter, value: str) -> int | None:
+    return resolve_device(value, ctx.resilient_parsing or bool(ctx.params.get("quiet")))
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of tables.")
@@ -120,8 +101,14 @@ max_memory_option = click.option(
 layers_option = click.option(
     "--layers", callback=_parse_layers, metavar="LIST", help="Only these layers, such as 0-3,7."
 )
-device_option = _device_option(None, "Where to compute.")
-cpu_device_option = _device_option("attention over packed blocks has no GPU kernels yet", "Where to compute.")
+device_option = click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    metavar="auto|cpu|cuda[:N]",
+    callback=_device_callback,
+    help="Where to compute.",
+)
 nonfinite_option = click.option(
     "--nonfinite",
     type=click.Choice(["error", "zero"]),

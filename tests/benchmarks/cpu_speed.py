@@ -26,7 +26,8 @@ from turbocode.codecs import make_codec
 from turbocode.conversion import quantize_dump
 from turbocode.dumps import open_dump
 from turbocode.dumps.synthesize import SynthesisSpec, synthesize
-from turbocode.evaluation.benchmark import AttentionShape, benchmark_attention, timed
+from turbocode.evaluation.attention_shapes import AttentionShape
+from turbocode.evaluation.benchmark import benchmark_attention, timed
 from turbocode.evaluation.environment import memory_limit
 from turbocode.evaluation.machine import cpu_model, usable_cores
 from turbocode.policies import Recipe

@@ -7,7 +7,8 @@ import pytest
 from helpers.compare import relative_error
 
 from turbocode.errors import OptionError
-from turbocode.evaluation.benchmark import AttentionShape, benchmark_attention, numpy_attention
+from turbocode.evaluation.attention_shapes import AttentionShape
+from turbocode.evaluation.benchmark import benchmark_attention, numpy_attention
 from turbocode.kernels.attention import reference
 
 

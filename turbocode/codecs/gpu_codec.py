@@ -98,10 +98,13 @@ class GpuCodec:
         return out
 
     def _by_head(self, source: Any, target: Any) -> list[tuple[Any, Any]]:
+        from turbocode.kernels._launch import device_array
+
         n = len(self._encoders)
         if len(source.shape) != 4 or source.shape[1] != n or target.shape[1] != n:
             raise OptionError(
                 f"{self.codec.name} has {n} codebooks, one per KV head; arrays are (n_seqs, {n}, n_tokens, ...), "
                 f"given are {tuple(source.shape)} and {tuple(target.shape)}"
             )
-        return [(source[:, head : head + 1], target[:, head : head + 1]) for head in range(n)]
+        arrays = device_array(source), device_array(target)
+        return [(arrays[0].part(1, head, head + 1), arrays[1].part(1, head, head + 1)) for head in range(n)]

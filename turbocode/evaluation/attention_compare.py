@@ -23,6 +23,8 @@ _FLOAT64_ARRAYS_PER_ROW = 10  # logits, weights and temporaries of a tile that e
 _FLOAT64_ARRAYS_PER_TOKEN = 8  # exact and coded keys and values in float32 and float64
 TAIL = 99.9  # percentile that stands for the tail of the KL divergence
 
+Attend = Callable[..., tuple[NDArray[np.float32], NDArray[np.float32]]]  # with the arguments of decode_attention
+
 
 class BlockSource(Protocol):
     """Where the blocks of a comparison come from."""
@@ -106,10 +108,16 @@ class _Figures:
 
 
 def compare_attention(
-    dump: Dump, source: BlockSource, *, max_memory: int, advance: Callable[[int], None] | None = None
+    dump: Dump,
+    source: BlockSource,
+    *,
+    max_memory: int,
+    attend: Attend = decode_attention,
+    advance: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """How attention over the blocks of `source` differs from the exact attention of `dump`; a JSON object.
 
+    attend : computes the packed attention, on the CPU by default (codecs/host_attention.py: on a GPU)
     advance : called with the number of tokens just compared (per KV head)
     Figures, per layer and in total: logit_error (RMS of the logit error around its row mean), kl_mean / kl_median /
     kl_p999 / kl_max of KL(exact || coded) in nats, same_top (share of rows whose strongest token stays),
@@ -124,7 +132,7 @@ def compare_attention(
     for layer in dump.layers:
         if not layer.n_rows:
             continue
-        figures, costs = _compare_layer(dump, layer, source, max_memory, advance)
+        figures, costs = _compare_layer(dump, layer, source, max_memory, attend, advance)
         total.merge(figures)
         head_means = {head: float(np.mean(values)) for head, values in figures.head_kl.items()}
         worst = max(head_means, key=lambda head: head_means[head])
@@ -146,7 +154,12 @@ def compare_attention(
 
 
 def _compare_layer(
-    dump: Dump, layer: DumpLayer, source: BlockSource, max_memory: int, advance: Callable[[int], None] | None
+    dump: Dump,
+    layer: DumpLayer,
+    source: BlockSource,
+    max_memory: int,
+    attend: Attend,
+    advance: Callable[[int], None] | None,
 ) -> tuple[_Figures, dict[str, EncodeReport]]:
     metadata = dump.metadata
     q_per_kv = metadata.n_query_heads // metadata.n_kv_heads
@@ -166,7 +179,7 @@ def _compare_layer(
                 window=layer.window,
                 softcap=layer.softcap,
             )
-            packed = _PackedHead(queries, positions[seq], metadata.attention_scale, layer)
+            packed = _PackedHead(queries, positions[seq], metadata.attention_scale, layer, attend)
             for start, stop in slabs(int(positions[seq].max()) + 1, tile):
                 exact, decoded, blocks = {}, {}, {}
                 for side in SIDES:
@@ -199,15 +212,16 @@ class _PackedHead:
     """The packed kernel over the slabs of one KV head, merged by log-sum-exp as a cache in pieces is."""
 
     def __init__(
-        self, queries: NDArray[np.float64], positions: NDArray[np.int64], scale: float, layer: DumpLayer
+        self, queries: NDArray[np.float64], positions: NDArray[np.int64], scale: float, layer: DumpLayer, attend: Attend
     ) -> None:
+        self._attend = attend
         self._queries = queries[None].astype(np.float32)
         self._positions, self._scale, self._layer = positions[None], scale, layer
         self._merged: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
 
     def add(self, start: int, codecs: dict[str, Codec], blocks: dict[str, NDArray[np.uint8]]) -> None:
         """Attend over the blocks (n, bytes_per_vector) of tokens start, start + 1, ..."""
-        piece = decode_attention(
+        piece = self._attend(
             self._queries,
             codecs["keys"],
             blocks["keys"][None, None],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -13,42 +13,11 @@ from numpy.typing import NDArray
 
 from turbocode.codecs import Codec, decode_attention, make_codec
 from turbocode.errors import OptionError
+from turbocode.evaluation.attention_shapes import AttentionShape
 from turbocode.evaluation.machine import cpu_model, usable_cores
 from turbocode.kernels.attention import reference
 
 Float32 = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class AttentionShape:
-    """One new token over a cache: `batch` sequences of `tokens`, `q_heads` query and `kv_heads` KV heads."""
-
-    batch: int = 1
-    tokens: int = 32768
-    q_heads: int = 32
-    kv_heads: int = 8
-    head_dim: int = 128
-
-    def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if value < 1:
-                raise OptionError(f"{name.replace('_', '-')} {value} is not allowed; 1 and more are")
-        if self.q_heads % self.kv_heads:
-            raise OptionError(f"{self.q_heads} query heads cannot share {self.kv_heads} KV heads evenly")
-
-    @property
-    def n_vectors(self) -> int:
-        return self.batch * self.kv_heads * self.tokens
-
-    @property
-    def working_bytes(self) -> int:
-        """Bytes that the benchmark holds at once.
-
-        K and V in float16, float32 and blocks; the keys decoded or encoded once more, with 40 bytes of moments and
-        scratch a vector; NumPy's logits; one head in float64.
-        """
-        cache = self.n_vectors * (self.head_dim * (2 * (2 + 4 + 2) + 4 + 2) + 40)
-        return cache + self.batch * self.q_heads * self.tokens * 4 * 2 + self.tokens * self.head_dim * 8 * 4
 
 
 def numpy_attention(queries: Float32, keys: Float32, values: Float32, scale: float) -> Float32:

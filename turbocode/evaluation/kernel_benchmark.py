@@ -254,20 +254,21 @@ def _launches(gpu: Any) -> Iterator[tuple[str, float]]:
     graph = gpu.capture(cases[0][1])
     cases.append(("encode, replayed graph", lambda: gpu.replay(graph)))
     for name, work in cases:
-        yield name, _host_seconds(work, gpu.wait)
+        yield name, host_seconds(work, gpu.wait, _LAUNCHES)
 
 
-def _host_seconds(work: Callable[[], Any], wait: Callable[[], None]) -> float:
-    """Median seconds of host time of a call, with a short queue."""
-    for _ in range(_LAUNCHES):
+def host_seconds(work: Callable[[], Any], wait: Callable[[], None], n_calls: int) -> float:
+    """Median seconds of host time of a call, from rounds of n_calls that `wait` ends, so that the queue stays short."""
+    for _ in range(n_calls):
         work()
     found = []
     for _ in range(11):
         wait()
         start = time.perf_counter()
-        for _ in range(_LAUNCHES):
+        for _ in range(n_calls):
             work()
-        found.append((time.perf_counter() - start) / _LAUNCHES)
+        found.append((time.perf_counter() - start) / n_calls)
+    wait()
     return statistics.median(found)
 
 

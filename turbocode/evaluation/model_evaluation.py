@@ -168,8 +168,10 @@ def _check(
                     raise OptionError(f"{policy.name}: packed attention reads blocks, and exact {side} have none")
     if mode.packed and any(shape.has_sinks for shape in model.layers):
         raise OptionError("the model's softmax counts learned sinks, which packed attention does not know")
-    if mode.packed and model.model.device.type != "cpu":
-        raise OptionError("attention over packed blocks has no GPU kernels yet", hint="--device cpu, or no --packed")
+    if mode.packed and model.model.device.type not in ("cpu", "cuda"):
+        raise OptionError(
+            f"the model is on {model.model.device}; packed attention has kernels for cpu and cuda", hint="--device cpu"
+        )
 
 
 def _check_memory(model: LanguageModel, n_policies: int, n_scored: int, max_memory: int) -> None:

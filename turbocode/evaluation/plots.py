@@ -14,7 +14,7 @@ from turbocode.training.dump_codebook import TrainedCodebook
 from turbocode.training.trellis_codebook import TrainingState
 
 AnyPath = str | os.PathLike[str]
-_DPI = 130
+DPI = 130
 _HISTOGRAM_BINS = 1024  # as drawn; the histogram itself is finer
 FLOAT32_NOISE = 1e-6
 # Side of a family's labels, its colour, its legend, and what `_family_of` calls it.
@@ -25,7 +25,8 @@ _FAMILIES = (
 )
 
 
-def _save(figure: Any, path: AnyPath, force: bool, inputs: Iterable[AnyPath] = ()) -> None:
+def save_figure(figure: Any, path: AnyPath, force: bool, inputs: Iterable[AnyPath] = ()) -> None:
+    """Write a Matplotlib figure as a PNG, whole or not at all; inputs : files that `path` must not be."""
     from pathlib import Path
 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -39,7 +40,7 @@ def _save(figure: Any, path: AnyPath, force: bool, inputs: Iterable[AnyPath] = (
 def _figure() -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8.0, 5.0), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(8.0, 5.0), dpi=DPI, layout="constrained")
     return figure, figure.add_subplot()
 
 
@@ -65,7 +66,7 @@ def plot_codebook(
     axes.set(xlim=(-reach, reach), ylim=(0, None), xlabel="coordinate / standard deviation", ylabel="density")
     axes.set_title(f"{codebook.name}: NMSE {codebook.nmse:.5f}")
     axes.legend(loc="upper right")
-    _save(figure, path, force, inputs)
+    save_figure(figure, path, force, inputs)
 
 
 def _family_of(codec: str) -> str:
@@ -82,7 +83,7 @@ def plot_error_by_rate(path: AnyPath, rows: Sequence[dict[str, Any]], *, force: 
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11.0, 4.8), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(11.0, 4.8), dpi=DPI, layout="constrained")
     labels = {"kl_mean": "mean KL divergence of attention (nats)", "output_error": "relative error of the output"}
     for axes, (key, label) in zip(figure.subplots(1, 2), labels.items(), strict=True):
         shown = [row for row in rows if row[key] > FLOAT32_NOISE]
@@ -105,7 +106,7 @@ def plot_error_by_rate(path: AnyPath, rows: Sequence[dict[str, Any]], *, force: 
         axes.grid(visible=True, which="major", alpha=0.4)
         axes.legend(loc="lower left")
     figure.suptitle("What coding K and V does to attention")
-    _save(figure, path, force)
+    save_figure(figure, path, force)
 
 
 def plot_training_report(
@@ -125,7 +126,7 @@ def plot_training_report(
     from matplotlib.figure import Figure
 
     n_panels = 3 if training else 1
-    figure = Figure(figsize=(6.0 * n_panels, 4.8), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(6.0 * n_panels, 4.8), dpi=DPI, layout="constrained")
     panels = list(figure.subplots(1, n_panels, squeeze=False)[0])
     _draw_distances(panels[-1], rates)
     if training:
@@ -136,7 +137,7 @@ def plot_training_report(
         panels[1].set(ylim=(-reach, reach), xlabel="lag / coordinates", ylabel="autocorrelation of the coding error")
         panels[1].set_title("white within 0.01: order of channels does not matter", fontsize=10)
         panels[1].axhspan(-0.01, 0.01, color="0.9", zorder=0)
-    _save(figure, path, force, inputs)
+    save_figure(figure, path, force, inputs)
 
 
 def _draw_history(axes: Any, training: TrainingState) -> None:
@@ -177,7 +178,7 @@ def plot_kernels(path: AnyPath, result: dict[str, Any], *, force: bool = False) 
     from matplotlib.figure import Figure
 
     rows = list(reversed(result["kernels"]))
-    figure = Figure(figsize=(9.0, 1.5 + 0.24 * len(rows)), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(9.0, 1.5 + 0.24 * len(rows)), dpi=DPI, layout="constrained")
     axes = figure.subplots()
     colors = {"FWHT": "C0", "encode": "C1", "decode": "C2"}
     axes.barh(
@@ -200,14 +201,14 @@ def plot_kernels(path: AnyPath, result: dict[str, Any], *, force: bool = False) 
     axes.tick_params(axis="y", labelsize=8)
     axes.legend(loc="lower right")
     axes.set_title(f"{result['device']['name']}, {result['n_values']:,} values")
-    _save(figure, path, force)
+    save_figure(figure, path, force)
 
 
 def plot_error_by_position(path: AnyPath, result: dict[str, Any], *, force: bool = False) -> None:
     """Write a PNG of mean and median KL divergence by position in the window; result is `evaluate_policies`'."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11.0, 4.8), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(11.0, 4.8), dpi=DPI, layout="constrained")
     labels = {"kl_mean": "mean KL divergence (nats)", "kl_median": "median KL divergence (nats)"}
     for axes, (key, label) in zip(figure.subplots(1, 2), labels.items(), strict=True):
         for row in result["codecs"]:
@@ -223,4 +224,4 @@ def plot_error_by_position(path: AnyPath, result: dict[str, Any], *, force: bool
     figure.suptitle(
         f"{result['model']}, {result['n_windows']} windows of {result['context']:,} tokens, {result['mode']}"
     )
-    _save(figure, path, force)
+    save_figure(figure, path, force)

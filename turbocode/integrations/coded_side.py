@@ -7,14 +7,17 @@ encodes its history over and over loses a little each time.
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from turbocode.codecs import Codec
+from turbocode.codecs.gpu_codec import GpuCodec
 from turbocode.errors import DataError
 from turbocode.integrations.hf_packages import torch
+from turbocode.kernels.trellis import SearchKind
 
 Part = tuple[Codec | None, Any]
 
@@ -37,6 +40,11 @@ def decode_heads(codec: Codec, blocks: NDArray[np.uint8]) -> NDArray[np.float32]
     return np.stack([codec.decode(blocks[:, head], head) for head in range(blocks.shape[1])], axis=1)
 
 
+def is_on_gpu(x: Any) -> bool:
+    """Whether a tensor lies where the GPU's kernels can code it."""
+    return bool(x.is_cuda) and find_spec("numba_cuda") is not None
+
+
 class CodedSide:
     """Tokens in order: the sinks (16 bits), the coded ones, and the residual, the latest ones (16 bits).
 
@@ -51,6 +59,7 @@ class CodedSide:
         self._parts: dict[str, Any] = {"sinks": None, "coded": None, "residual": None}
         self._dtype: Any = None
         self._head_dim = 0
+        self._gpu_codec: GpuCodec | None = None
 
     @property
     def n_tokens(self) -> int:
@@ -105,14 +114,40 @@ class CodedSide:
     def _coded(self, x: Any) -> Any:
         """What is kept of tokens that are being encoded: their blocks, or the values that these decode to."""
         assert self.codec is not None
-        wide = x if x.dtype in (torch.float16, torch.float32) else x.float()
-        blocks = encode_heads(self.codec, wide.detach().cpu().numpy())
-        kept = torch.from_numpy(blocks)
-        return kept.to(x.device) if self.holds_blocks else self._decoded(kept).to(x.device)
+        wide = (x if x.dtype in (torch.float16, torch.float32) else x.float()).detach()
+        if self._codes_on_gpu(wide):
+            kept = self._encoded_on_gpu(wide.contiguous())
+        else:
+            kept = torch.from_numpy(encode_heads(self.codec, wide.cpu().numpy())).to(x.device)
+        return kept if self.holds_blocks else self._decoded(kept)
 
     def _decoded(self, blocks: Any) -> Any:
+        """The values of blocks, in the dtype of what was appended last, where the blocks are."""
         assert self.codec is not None
-        return torch.from_numpy(decode_heads(self.codec, blocks.cpu().numpy())).to(self._dtype)
+        if self._codes_on_gpu(blocks):
+            assert self._gpu_codec is not None
+            values = torch.empty((*blocks.shape[:-1], self._head_dim), dtype=torch.float32, device=blocks.device)
+            self._gpu_codec.decode(blocks, out=values)
+            return values.to(self._dtype)
+        return torch.from_numpy(decode_heads(self.codec, blocks.cpu().numpy())).to(self._dtype).to(blocks.device)
+
+    def _codes_on_gpu(self, x: Any) -> bool:
+        """Whether x is coded on its GPU, with the same bits; other searches than Viterbi's are the CPU's."""
+        codec = self.codec
+        if codec is None or not is_on_gpu(x):
+            return False
+        is_known = not codec.block_format.is_trellis or (codec.search.kind is SearchKind.VITERBI and codec.n_gains == 1)
+        if is_known and self._gpu_codec is None:
+            self._gpu_codec = GpuCodec(codec)
+        return is_known
+
+    def _encoded_on_gpu(self, x: Any) -> Any:
+        assert self.codec is not None and self._gpu_codec is not None
+        if not torch.isfinite(x).all():
+            raise DataError("a key or value is a NaN or an infinity; finite values are needed")
+        blocks = torch.empty((*x.shape[:-1], self.codec.bytes_per_vector), dtype=torch.uint8, device=x.device)
+        self._gpu_codec.encode(x, out=blocks)
+        return blocks
 
     def _extend(self, name: str, more: Any) -> None:
         part = self._parts[name]
@@ -124,7 +159,7 @@ class CodedSide:
         for name, part in self._parts.items():
             if part is not None and part.shape[-2]:
                 is_packed = name == "coded" and self.holds_blocks
-                tensors.append(self._decoded(part).to(part.device) if is_packed else part.to(self._dtype))
+                tensors.append(self._decoded(part) if is_packed else part.to(self._dtype))
         return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim=-2)
 
     def packed_parts(self) -> list[Part]:

@@ -1,21 +1,23 @@
 """A transformers Cache that holds packed blocks: for `generate()`, and for measuring what coding does to a model.
 
 Every token is encoded once, as it enters (or leaves the residual), and every attention, of the prompt too, meets the
-decoded values: transformers' own quantized caches attend to the fresh chunk unquantized. Encoding and decoding run on
-the CPU, and every step decodes all tokens of a layer: this cache saves memory, not time. Attention that reads the
-blocks themselves is in `packed_attention`.
+decoded values: transformers' own quantized caches attend to the fresh chunk unquantized. Tokens are coded where they
+are: on a GPU that numba-cuda can use by its kernels, with the CPU's bits, else on the CPU. Every step decodes all
+tokens of a layer: this cache saves memory, not time. Attention that reads the blocks is in `packed_attention`.
 """
 
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from turbocode.errors import DataError, OptionError
 from turbocode.formats.sides import SIDES
 from turbocode.integrations.coded_side import CodedSide
 from turbocode.integrations.hf_packages import transformers
-from turbocode.policies import CachePolicy, Recipe
+
+if TYPE_CHECKING:
+    from turbocode.policies import CachePolicy, Recipe
 
 _stock = transformers.cache_utils
 # Up to 5.13 `crop` took the length to keep, and negative numbers for tokens to remove; later ones remove only.
@@ -204,6 +206,8 @@ class TurboCache(transformers.cache_utils.Cache):
         sinks: int = 0,
         residual: int = 0,
     ) -> None:
+        from turbocode.policies import CachePolicy
+
         if recipe is None:
             policy = CachePolicy.of(k, v, sinks=sinks, residual=residual)
         else:

@@ -39,6 +39,14 @@ class DeviceArray:
     stream: int
     owner: Any
 
+    def part(self, axis: int, start: int, stop: int | None = None) -> DeviceArray:
+        """The entries start to stop of an axis; without a stop entry `start` alone, the axis left out."""
+        kept = () if stop is None else (stop - start,)
+        shape = (*self.shape[:axis], *kept, *self.shape[axis + 1 :])
+        strides = (*self.strides[:axis], *self.strides[axis : axis + len(kept)], *self.strides[axis + 1 :])
+        pointer = self.pointer + start * self.strides[axis]
+        return DeviceArray(pointer, shape, strides, self.dtype, self.device, self.stream, self.owner)
+
 
 def device_array(array: Any) -> DeviceArray:
     """The array as pointer, shape and strides. Raises OptionError for host arrays and for dtypes not known here."""
@@ -46,7 +54,7 @@ def device_array(array: Any) -> DeviceArray:
         return array
     library = type(array).__module__.partition(".")[0]
     if library == "torch":
-        return _from_torch(array)
+        return _simulated_torch(array) if IS_SIMULATED else _from_torch(array)
     if IS_SIMULATED and isinstance(array, np.ndarray):
         return simulated(array)
     if hasattr(array, "__cuda_array_interface__"):
@@ -87,6 +95,16 @@ def _from_torch(tensor: Any) -> DeviceArray:
     index = tensor.get_device()
     strides = tuple([size * s for s in tensor.stride()])
     return DeviceArray(tensor.data_ptr(), tuple(tensor.shape), strides, name, index, _raw_stream()(index), tensor)
+
+
+def _simulated_torch(tensor: Any) -> DeviceArray:
+    """In the simulator torch's tensors in host memory stand for those on the GPU."""
+    torch, storage = sys.modules["torch"], tensor.untyped_storage()
+    memory = torch.empty(0, dtype=torch.uint8).set_(storage).numpy()
+    name, size = _torch_dtypes()[tensor.dtype]
+    address = Address(memory, tensor.data_ptr() - storage.data_ptr())
+    strides = tuple(size * s for s in tensor.stride())
+    return DeviceArray(address, tuple(tensor.shape), strides, name, 0, 0, tensor)
 
 
 def look(array: Any) -> tuple[Any, Any, int, int]:

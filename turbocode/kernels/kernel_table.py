@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from turbocode.formats import block_format
+from turbocode.kernels.attention import exact_tokens
 from turbocode.kernels.fwht import rotation_for
 from turbocode.kernels.fwht.lanes import BFLOAT16, FLOAT16, FLOAT32
 from turbocode.kernels.fwht.rotate_kernel import N_ARGS as N_ROTATE_ARGS
@@ -250,6 +251,12 @@ def _decoders() -> Iterator[KernelEntry]:
         )
 
 
+def _exact_tokens() -> Iterator[KernelEntry]:
+    yield KernelEntry("place exact bf16", lambda: exact_tokens.place_kernel(BFLOAT16), exact_tokens.N_PLACE_ARGS, 64)
+    yield KernelEntry("take a run", exact_tokens.take_kernel, exact_tokens.N_TAKE_ARGS, 64)
+    yield KernelEntry("settle numbers", exact_tokens.settle_kernel, exact_tokens.N_SETTLE_ARGS, 64)
+
+
 def kernel_table() -> tuple[KernelEntry, ...]:
     """Every kernel, in the variants that differ in their code."""
-    return (*_rotations(), *_encoders(), *_trellises(), *_decoders())
+    return (*_rotations(), *_encoders(), *_trellises(), *_decoders(), *_exact_tokens())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from turbocode.kernels.attention.gpu_arrays import LOG2_E, Side, check_arrays, f
 from turbocode.kernels.attention.merge_kernel import THREADS as MERGE_THREADS
 from turbocode.kernels.attention.merge_kernel import merge_kernel
 from turbocode.kernels.attention.plain_kernel import N_ARGS, WARP, WARPS, PlainVariant, plain_kernel
-from turbocode.kernels.gpu_call import VALUE_TYPES
+from turbocode.kernels.gpu_call import VALUE_TYPES, view
 
 MIN_SPLIT_TOKENS = 64
 BLOCKS_PER_MULTIPROCESSOR = 4
@@ -27,6 +28,7 @@ class PlainAttention:
         self.keys, self.values, self.head_dim = keys, values, head_dim
         self._tables = [np.ascontiguousarray(side.centroids, np.float32) for side in (keys, values)]
         self._on_device: dict[int, list[DeviceArray]] = {}
+        self._rooms: dict[tuple[int, int], tuple[DeviceArray, DeviceArray, Any]] = {}
 
     def __call__(
         self,
@@ -64,8 +66,7 @@ class PlainAttention:
         n_row_blocks = n_seqs * n_heads * n_rows
         wanted = n_blocks or -(-BLOCKS_PER_MULTIPROCESSOR * multiprocessors() // n_row_blocks)
         n_splits = max(1, min(wanted, -(-n_tokens // MIN_SPLIT_TOKENS)))
-        parts = _launch.empty(like, (n_splits, *like.shape), "float32")
-        part_lses = _launch.empty(like, (n_splits, *like.shape[:-1]), "float32")
+        parts, part_lses = self._room(device, handle, (n_splits, *like.shape))
         variant = PlainVariant(
             self.keys.block_format,
             self.values.block_format,
@@ -81,7 +82,7 @@ class PlainAttention:
             tables = self._on_device[device] = [_launch.upload(table, device) for table in self._tables]
         factor = scale / softcap if softcap else scale * LOG2_E
         args = (
-            *(q.pointer, device_array(parts).pointer, device_array(part_lses).pointer, k.pointer, v.pointer),
+            *(q.pointer, parts.pointer, part_lses.pointer, k.pointer, v.pointer),
             *(tables[0].pointer, tables[1].pointer, last.pointer),
             *(page_table.pointer if is_paged else 0, 0 if gain_table is None else gain_table.pointer),
             *(n_seqs, k.shape[1], n_heads // k.shape[1], n_rows, n_tokens, first_token, window),
@@ -95,6 +96,16 @@ class PlainAttention:
         _launch.launch(plain_kernel(variant), n_row_blocks * n_splits, WARP * WARPS, device, handle, args)
         merge(parts, part_lses, out=out, lse=lse, stream=handle)
         return out, lse
+
+    def _room(self, device: int, stream: int, shape: tuple[int, ...]) -> tuple[DeviceArray, DeviceArray]:
+        """Memory for partial outputs of that shape and their log-sum-exps, which the calls in a stream share."""
+        n_rows = math.prod(shape[:-1])
+        found = self._rooms.get((device, stream))
+        if found is None or math.prod(found[1].shape) < n_rows:
+            outputs = _launch.upload(np.zeros(n_rows * shape[-1], np.float32), device)
+            lses = _launch.upload(np.zeros(n_rows, np.float32), device)
+            found = self._rooms[device, stream] = outputs, lses, found  # runs still may use the smaller ones
+        return view(found[0], shape, "float32"), view(found[1], shape[:-1], "float32")
 
 
 def merge(outputs: Any, lses: Any, *, out: Any = None, lse: Any = None, stream: Any = None) -> tuple[Any, Any]:

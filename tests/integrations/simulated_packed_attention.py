@@ -1,0 +1,52 @@
+"""Run by test_packed_on_gpu.py in a process whose GPU is the simulator: a model attends by the kernels of the GPU."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from helpers.tiny_models import some_tokens, tiny_model, torch, transformers
+
+from turbocode.codecs import make_codec
+from turbocode.errors import DataError
+from turbocode.integrations import coded_side, packed_attention
+from turbocode.integrations.coded_side import CodedSide
+from turbocode.integrations.hf_attention import attention_by
+from turbocode.integrations.hf_cache import coded_layers
+from turbocode.kernels.attention import cuda
+from turbocode.policies import CachePolicy
+
+
+def hidden(policy: CachePolicy, on_gpu: bool) -> object:
+    """Hidden states of a model with a window, of its last chunk, attended by the packed kernels."""
+    packed_attention.uses_gpu = coded_side.is_on_gpu = lambda tensor: on_gpu
+    model = tiny_model("gemma2", num_hidden_layers=2)
+    layers = coded_layers(model.config, policy, holds_blocks=True, reads=False)
+    cache = transformers.Cache(layers=layers)
+    with attention_by(model.model, packed_attention.attend_packed(cache)):
+        return model.hidden(some_tokens(8), cache, chunk=7, first=0)
+
+
+cuda.SHAPES = cuda.WIDE_SHAPES = (cuda.Shape(1, 1, 2),)  # few threads to simulate
+x = torch.randn(1, 2, 5, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float16)
+sides = []
+for on_gpu in (False, True):
+    coded_side.is_on_gpu = lambda tensor, on_gpu=on_gpu: on_gpu
+    side = CodedSide(make_codec("turbo3", 32), 1, 0, holds_blocks=True)
+    side.append(x[:, :, :3])
+    side.append(x[:, :, 3:])
+    sides.append((side.packed_parts()[1][1], side.read()))
+assert all(torch.equal(a, b) for a, b in zip(*sides, strict=True))
+try:
+    side.append(x * float("nan"))
+    raise AssertionError("a NaN was stored")
+except DataError:
+    pass
+
+policy = CachePolicy.of("turbo4", "turbo3", sinks=2, residual=3)
+expected, found = (hidden(policy, on_gpu).double() for on_gpu in (False, True))
+error = float((found - expected).norm() / expected.norm())
+print(f"{error:.1e}")
+assert torch.isfinite(found).all() and 1e-9 < error < 1e-3

@@ -1,0 +1,77 @@
+"""Attention on a GPU over blocks that lie in host memory: for checking and comparing, not for speed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from turbocode.codecs.codec import Codec
+from turbocode.codecs.gpu_attention import GpuAttention
+
+MAX_KEPT = 64  # pairs of codecs whose tables stay on the GPU
+
+
+class HostAttention:
+    """What `decode_attention` computes, with the same arguments, by the kernels of one GPU.
+
+    The fast kernels multiply in float16: outputs are within 1e-3 of float64 attention over the decoded values (relative
+    L2), where the CPU's are within 1e-5.
+    """
+
+    def __init__(self, device: int) -> None:
+        from turbocode.kernels._graph import Gpu
+
+        self._gpu = Gpu(device)
+        self._attentions: dict[tuple[int, int], tuple[GpuAttention, Codec, Codec]] = {}
+
+    def __call__(
+        self,
+        queries: NDArray[Any],
+        key_codec: Codec,
+        key_blocks: NDArray[np.uint8],
+        value_codec: Codec,
+        value_blocks: NDArray[np.uint8],
+        last_token: NDArray[np.integer[Any]],
+        *,
+        scale: float,
+        window: int = 0,
+        softcap: float = 0.0,
+        first_token: int | None = None,
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """(output, lse) float32. Raises OptionError for shapes that disagree."""
+        queries = np.asarray(queries, np.float32)
+        given = queries, key_blocks, value_blocks, np.asarray(last_token, np.int32)
+        arrays = [self._on_gpu(array) for array in given]
+        out, lse = (self._gpu.empty(shape, "float32") for shape in (queries.shape, queries.shape[:-1]))
+        self._attention(key_codec, value_codec)(
+            *arrays,
+            scale=scale,
+            window=window,
+            softcap=softcap,
+            first_token=first_token or 0,
+            out=out,
+            lse=lse,
+            stream=self._gpu.stream,
+        )
+        found = np.empty(queries.shape, np.float32), np.empty(queries.shape[:-1], np.float32)
+        for source, target in zip((out, lse), found, strict=True):
+            self._gpu.download(source, target)
+        self._gpu.wait()
+        return found
+
+    def _on_gpu(self, host: NDArray[Any]) -> Any:
+        array = self._gpu.empty(host.shape, str(host.dtype))
+        self._gpu.upload(np.ascontiguousarray(host), array)
+        self._gpu.wait()
+        return array
+
+    def _attention(self, key_codec: Codec, value_codec: Codec) -> GpuAttention:
+        key = id(key_codec), id(value_codec)
+        if key not in self._attentions:
+            if len(self._attentions) >= MAX_KEPT:
+                self._attentions.clear()
+            # With its codecs, so that no other codec gets their number.
+            self._attentions[key] = GpuAttention(key_codec, value_codec), key_codec, value_codec
+        return self._attentions[key][0]
