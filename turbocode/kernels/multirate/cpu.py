@@ -123,6 +123,24 @@ def _encode_all(
                     tried[lane] = byte if byte != tried[lane] else 0
 
 
+@strict_parallel
+def _search_all(u: Any, weights: Any, rates: Any, tables: Any, before: int, behind: int, states: Any) -> None:
+    """Set states int16 (n, T) to the best rings through u float32 (n, T)."""
+    n, n_steps = u.shape
+    n_decided = max(n_steps, before + behind)
+    for tile in prange((n + LANES - 1) // LANES):
+        samples, found = np.zeros((n_steps, LANES), np.float32), np.empty((n_decided, LANES), np.int64)
+        costs, words = np.empty((2, N_STATES * LANES), np.float32), np.empty((n_decided, MAX_WORDS * LANES), np.int32)
+        n_lanes = min(LANES, n - tile * LANES)
+        for lane in range(n_lanes):
+            for t in range(n_steps):
+                samples[t, lane] = u[tile * LANES + lane, t]
+        search_ring(samples, weights, rates, tables, before, behind, costs, words, found)
+        for lane in range(n_lanes):
+            for t in range(n_steps):
+                states[tile * LANES + lane, t] = np.int16(found[t, lane])
+
+
 @strict
 def read_block(block: Any, run_rates: Any, tables: Any, gain: Any, out: Any) -> None:
     """Set out (D,) to the table values times gain that a block stands for; channels without bits are 0."""
@@ -165,8 +183,17 @@ def _tables(side: MultirateSide) -> NDArray[np.float32]:
     return np.ascontiguousarray(side.tables)
 
 
+def ring(u: NDArray[np.float32], side: MultirateSide) -> NDArray[np.int16]:
+    """States (n, T) of the best rings through u (n, T), coded channels in standard deviations at gain 1."""
+    u = np.ascontiguousarray(u, dtype=np.float32)
+    states = np.empty(u.shape, np.int16)
+    weights = (side.scale * side.scale)[:, None]
+    _search_all(u, weights, side.rates, _tables(side), *side.approach(), states)
+    return states
+
+
 def encode(y: NDArray[np.float32], side: MultirateSide, searches: int = 1) -> NDArray[np.uint8]:
-    """Blocks uint8 (n, bytes) of vectors y float32 (n, D), finite, in the basis of the side.
+    """Blocks uint8 (n, bytes) of vectors y float32 (n, D) in the basis of the side, whose squares float32 can sum.
 
     searches : 1 to 4: at most so many paths are searched, each for the gain that suits the one before; the best is kept
     """

@@ -31,12 +31,12 @@ class GainScale:
     """What a block's first byte means: b stands for the gain base * ratio^(b - 1), and 0 for a vector of zeros.
 
     base : of byte 1, positive float32; ratio : 1 < ratio <= 1.5, float32
-    The default spans 2^-8 to 2^8 in steps of 2^(1/16): a step costs nothing measurable, since the path is searched for
-    the gain that is stored.
+    The default spans 2^-6 to 2^4.6 in steps of 2^(1/24), which cost .3 % of squared error: the path is searched for a
+    gain that can be stored.
     """
 
-    base: float = float(np.float32(2.0**-8))
-    ratio: float = float(np.float32(2.0 ** (1 / 16)))
+    base: float = float(np.float32(2.0**-6))
+    ratio: float = float(np.float32(2.0 ** (1 / 24)))
 
     def __post_init__(self) -> None:
         base, ratio = float(np.float32(self.base)), float(np.float32(self.ratio))
