@@ -102,6 +102,11 @@ def _verify_dump(dump: Dump, findings: _Findings, advance: Advance) -> dict[str,
             layer.query_positions()
         except DataError as error:
             findings.damage(f"/layers/{layer.name}/query_positions", error)
+        for side in SIDES:
+            try:
+                layer.read_fisher(side)
+            except DataError as error:
+                findings.damage(f"/layers/{layer.name}/{side}_fisher", error)
     checks: dict[str, Any] = {"integrity": dump.integrity, "vectors_read": n_vectors, "content_sha256": None}
     if not findings.rows:
         checks["content_sha256"] = dump.content_sha256()
