@@ -1,4 +1,4 @@
-"""The multi-rate trellis: the search against every ring, the stream against strings of digits, bytes, rate and error."""
+"""The multi-rate trellis: the search against every ring, the stream against strings of digits, bytes, error."""
 
 from __future__ import annotations
 
@@ -48,7 +48,9 @@ def small_side(rates: list[int], length: int, rng: np.random.Generator) -> Multi
     return side
 
 
-@pytest.mark.parametrize(("rates", "length"), [([1, 2, 1, 3, 1], 4), ([3, 1, 1, 2, 1], 4), ([4, 1, 3], 5), ([2, 2, 1, 1], 3)])
+@pytest.mark.parametrize(
+    ("rates", "length"), [([1, 2, 1, 3, 1], 4), ([3, 1, 1, 2, 1], 4), ([4, 1, 3], 5), ([2, 2, 1, 1], 3)]
+)
 def test_the_search_finds_the_best_of_all_rings(rates: list[int], length: int, rng: np.random.Generator) -> None:
     side, total = small_side(rates, length, rng), sum(rates)
     ends = np.cumsum(rates)
@@ -108,7 +110,9 @@ def test_a_state_is_the_last_ten_bits_written(rates: list[int], rng: np.random.G
             assert row[channel] == side.tables[rate, state] * side.gains.gains[120]
 
 
-@pytest.mark.parametrize(("rates", "most"), [([4, 3, 3, 3, 3, 2, 2, 2, 2, 2, 2, 1, 1, 1, 1, 0], 1.1), ([8, 7, 6, 5, 4, 4, 3, 2], 1.2)])
+@pytest.mark.parametrize(
+    ("rates", "most"), [([4, 3, 3, 3, 3, 2, 2, 2, 2, 2, 2, 1, 1, 1, 1, 0], 1.1), ([8, 7, 6, 5, 4, 4, 3, 2], 1.2)]
+)
 def test_error_is_that_of_the_rates(rates: list[int], most: float, rng: np.random.Generator) -> None:
     """Squared error over the sum of sigma^2 D(k), where sigma^2 D(k) is alike in all runs as water-filling makes it."""
     nmse = np.array([1.0, *multirate_codebook().nmse])

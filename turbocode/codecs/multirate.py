@@ -19,7 +19,7 @@ def multirate_side(
 ) -> MultirateSide:
     """How vectors (n, D) of channels with standard deviations sigma (D,) are coded with the shipped codebook.
 
-    schedule : bits a channel, 0 to 8, of each run of 8 channels; law : `whitened` or `energy`, the first guess of a gain
+    schedule : bits a channel, 0 to 8, of each run of 8 channels; law : `whitened` or `energy`
     Raises OptionError for what a schedule, a law or sigma cannot be.
     """
     if law not in LAWS:

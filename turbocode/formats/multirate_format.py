@@ -44,7 +44,7 @@ class MultirateFormat:
     def __post_init__(self) -> None:
         if not MIN_HEAD_DIM <= self.head_dim <= MAX_HEAD_DIM:
             raise OptionError(
-                f"{len(self.rates)} rates are head_dim {self.head_dim}; multirate stores {MIN_HEAD_DIM} to {MAX_HEAD_DIM}"
+                f"{len(self.rates)} rates are head_dim {self.head_dim}; allowed: {MIN_HEAD_DIM} to {MAX_HEAD_DIM}"
             )
         if not all(type(rate) is int and 0 <= rate <= MAX_RATE for rate in self.rates):
             raise OptionError(f"rates {self.rates} are not all whole numbers from 0 to {MAX_RATE}")

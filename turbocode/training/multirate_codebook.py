@@ -1,6 +1,6 @@
 """The codebook of the multi-rate trellis: all rates at once, by the generalised Lloyd algorithm on mixed schedules.
 
-A schedule is what reverse water-filling gives a random spectrum (Cover, Thomas, Elements of Information Theory, 10.3.3).
+A schedule is what reverse water-filling gives a random spectrum (Cover, Thomas, Elements of Information Theory, 10.3).
 Rates 1 to 4 begin with the codebooks of the trellises of one rate. From 5 bits on there are too few states for a random
 start: the values are the quantiles of a Gaussian wider than the data (the best density for squared error is pdf^(1/3);
 Panter, Dite, Proc. IRE 39, 1951), dealt out to the groups of states in turn; and of neighbouring values of a group each
@@ -123,7 +123,8 @@ class _Sums:
             weights = np.broadcast_to(np.square(side.scale.astype(np.float64)), u.shape)
             for k in np.unique(side.rates):
                 steps = side.rates == k
-                state, x, w = states[:, steps].ravel(), u[:, steps].ravel().astype(np.float64), weights[:, steps].ravel()
+                state, w = states[:, steps].ravel(), weights[:, steps].ravel()
+                x = u[:, steps].ravel().astype(np.float64)
                 error = w * np.square(x - tables[k - 1][state])
                 for target, terms in ((sums.mass, w), (sums.moment, w * x), (sums.wrong, error)):
                     target[k - 1] += np.bincount(state, terms, minlength=N_STATES)
@@ -185,4 +186,4 @@ def _centroids(sums: _Sums, tables: Tables, rng: np.random.Generator) -> Tables:
             donors = rng.choice(N_STATES, len(empty), p=wrong / wrong.sum())
             step = 0.1 * math.sqrt(wrong.sum() / mass.sum())
             means[row, empty] = means[row, donors] + step * rng.standard_normal(len(empty))
-    return np.round(means, _DECIMALS)
+    return np.asarray(np.round(means, _DECIMALS), dtype=np.float64)

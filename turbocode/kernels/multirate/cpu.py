@@ -54,7 +54,9 @@ def write_block(byte: int, states: Any, rates: Any, out: Any) -> None:
 
 
 @strict
-def _fit(y: Any, scale: Any, rates: Any, tables: Any, states: Any, gains: Any, boundaries: Any, c: Any, terms: Any) -> Any:
+def _fit(
+    y: Any, scale: Any, rates: Any, tables: Any, states: Any, gains: Any, boundaries: Any, c: Any, terms: Any
+) -> Any:
     """(byte, squared error) of the gain that suits the path `states` (T,) best."""
     for t in range(y.shape[0]):
         c[t] = tables[rates[t], states[t]] * scale[t]
@@ -148,7 +150,7 @@ def read_block(block: Any, run_rates: Any, tables: Any, gain: Any, out: Any) -> 
     state = (np.uint32(block[n_bytes]) << np.uint32(2)) | (np.uint32(block[n_bytes - 1]) >> np.uint32(6))
     position = 1
     for run in range(run_rates.shape[0]):
-        k = np.int64(run_rates[run])
+        k = run_rates[run]
         start = 8 * run
         if k == 0:
             for j in range(8):

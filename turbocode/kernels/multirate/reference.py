@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from turbocode.kernels.multirate.side import Law, MultirateSide
 
-Float = type[np.float32] | type[np.float64]
+Float = Any  # np.float32 or np.float64
 
 
 def tree_sum(terms: NDArray[Any]) -> NDArray[Any]:
-    """Sums over the last axis: the upper half is added to the lower while the count is even and above 8, then in turn."""
+    """Sums over the last axis: the upper half is added to the lower while their count is even and above 8."""
     terms = np.array(terms)
     n = terms.shape[-1]
     while n > 8 and n % 2 == 0:
@@ -44,7 +44,7 @@ def viterbi(
 ) -> tuple[NDArray[np.int64], NDArray[Any]]:
     """(states (n, T), cost (n,)): the path of least sum of weights * (u - value)^2, in the type of u (n, T).
 
-    overlap (n,) : the L - k bits that the last state shares with the first, k being the first step's; None for free ends
+    overlap (n,) : the L - k bits that the last state shares with the first, k of the first step; None for free ends
     Among equal costs the lowest predecessor, and the lowest last state, wins.
     """
     (n, n_steps), n_states = u.shape, tables.shape[1]
@@ -75,7 +75,7 @@ def viterbi(
 
 
 def ring(u: NDArray[Any], weights: NDArray[Any], side: MultirateSide) -> tuple[NDArray[np.int64], NDArray[Any]]:
-    """(states, cost) of a ring found in two passes: over the steps around the seam for the state there, then over all."""
+    """(states, cost) of a ring found in two passes: around the seam for the state there, then over all steps."""
     before, behind = side.approach()
     n_steps = len(side.rates)
     around = np.arange(n_steps - before, n_steps + behind) % n_steps
@@ -112,14 +112,15 @@ def first_gain(y: NDArray[Any], side: MultirateSide) -> NDArray[Any]:
     return np.sqrt(dot(y, y) / dot(scale, scale))
 
 
-def encode(y: NDArray[Any], side: MultirateSide, searches: int = 1, kind: Float = np.float64) -> NDArray[np.void]:
+def encode(y: Any, side: MultirateSide, searches: int = 1, kind: Float = np.float64) -> NDArray[np.void]:
     """Blocks (n,) of vectors y (n, D), finite, in the basis of the side.
 
     searches : at most so many paths are searched, each for the gain that suits the one before; the best is kept
     """
     y = np.asarray(y)[:, side.channels].astype(kind)
+    n = len(y)
     scale, gains = side.scale.astype(kind), side.gains.gains.astype(kind)
-    white, weights, n = y * (kind(1) / scale), scale * scale, len(y)
+    white, weights = y * (kind(1) / scale), scale * scale
     best, byte, states = np.full(n, np.inf, kind), np.zeros(n, np.uint8), np.zeros(y.shape, np.int64)
     tried = gain_bytes(first_gain(y, side), side)
     active = tried > 0

@@ -1,7 +1,7 @@
 """The best ring for LANES vectors side by side. Same paths as reference.ring in float32.
 
 samples float32 (T, LANES); weights float32 (T, 1); rates int64 (T,), none of them 0; tables float32 (9, 2**10)
-costs float32 (2, 2**10 * LANES), words int32 (T, MAX_WORDS * LANES): scratch, of `before + behind` steps if that is more
+costs float32 (2, 2**10 * LANES), words int32 (T, MAX_WORDS * LANES): scratch, at least before + behind rows
 """
 
 from __future__ import annotations

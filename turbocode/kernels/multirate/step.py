@@ -60,9 +60,7 @@ class _Rate:
         while len(costs) > 1:
             pairs = range(0, len(costs), 2)
             is_less = [builder.fcmp_ordered("<", costs[i + 1], costs[i]) for i in pairs]
-            numbers = [
-                builder.select(less, numbers[i + 1], numbers[i]) for less, i in zip(is_less, pairs, strict=True)
-            ]
+            numbers = [builder.select(less, numbers[i + 1], numbers[i]) for less, i in zip(is_less, pairs, strict=True)]
             costs = [builder.select(less, costs[i + 1], costs[i]) for less, i in zip(is_less, pairs, strict=True)]
         return costs[0], numbers[0]
 
@@ -158,7 +156,7 @@ def multirate_step(
 
     before, after : costs float32 (2**10 * LANES,); table : float32 (2**10,) of the rate
     samples : float32 (LANES,); weight : float32 (1,)
-    words : int32 (MAX_WORDS * LANES,), of which the rate's words are set to the decisions, `rate` bits a group of states
+    words : int32 (MAX_WORDS * LANES,), set to the decisions, `rate` bits a group of states
     Each operation is rounded; among equal costs the lowest predecessor wins.
     """
 
