@@ -17,7 +17,15 @@ import numpy as np
 
 from turbocode.kernels import _ptx, _ptx_copies
 from turbocode.kernels._cuda import at, cuda, device, kernel, shared_address, types
-from turbocode.kernels.attention.attend_variant import COLUMNS, TILE, WARP, AttendVariant, joined, shared_layout, stage_sizes
+from turbocode.kernels.attention.attend_variant import (
+    COLUMNS,
+    TILE,
+    WARP,
+    AttendVariant,
+    joined,
+    shared_layout,
+    stage_sizes,
+)
 from turbocode.kernels.attention.key_scores import key_scores
 from turbocode.kernels.attention.part_results import part_settler, row_finisher
 from turbocode.kernels.attention.query_rows import query_rows
@@ -69,7 +77,7 @@ def attend_kernel(variant: AttendVariant) -> Any:
     begin_values, fill_values = table_filler(value_format, variant.value_lookup, n_warps)
     place_of_keys = lane_place(key_format, variant.key_lookup)
     place_of_values = lane_place(value_format, variant.value_lookup)
-    begin_barriers, close, wait, drain = arrivals(n_stages, is_bulk)
+    begin_barriers, close, wait, drain, leave = arrivals(n_stages, is_bulk)
     wait_for_queries = _ptx_copies.wait_for_copies(0 if is_bulk else n_stages)
     warp_barriers = BARRIER_BYTES * n_stages
     n_query, n_scores, n_columns = scores.query_words * n_tiles, TILE // 8 * 2 * n_tiles, 2 * n_tiles
@@ -303,6 +311,7 @@ def attend_kernel(variant: AttendVariant) -> Any:
                 o, top, total, memory, stretch, split, (work, counter), warp, lane, sync
             ) != uint32(0):  # fmt: skip
                 finish(memory, seq, head, first_column, shape, target, warp, lane)
+            leave()
             sync()
             is_first = uint32(0)
 

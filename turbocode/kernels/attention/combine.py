@@ -29,8 +29,8 @@ class Combiner(NamedTuple):
 
     part_floats : of one partial result; area_bytes : shared memory that all this needs
     leave(area, o, top, total, n_pairs, warp, lane) : one warp's result to its place in the area
-    of_warps(area, memory, target, is_whole, n_pairs, thread) : the sum of all warps' to rows (columns, head_dim), maxima
-        and totals in shared memory, `memory`; or, if it is a part, to global memory
+    of_warps(area, memory, target, is_whole, n_pairs, thread) : the sum of all warps' to rows (columns, head_dim),
+        maxima and totals in shared memory, `memory`; or, if it is a part, to global memory
     gather(area, memory, source, n_parts, n_pairs, thread, sync) : the sum of parts to rows; the first lies at source,
         the next ones 3, 5, 7, ... places behind
     """
@@ -43,9 +43,9 @@ class Combiner(NamedTuple):
 
 
 def _adder(at_once: int, load_four: Any, address_of: Any) -> Any:
-    """add(source, first, step, n_parts, sum_at, top_at, is_odd, found): found (6,) is what parts first, first + step, ...
+    """add(source, first, step, n_parts, sum_at, top_at, is_odd, found): parts first, first + step, ... to found (6,).
 
-    have at the byte offsets: sums of four numbers of a query, its maximum and its total.
+    They have at the byte offsets: sums of four numbers of a query, its maximum and its total.
     """
     n_loaded = 4 * at_once
 
