@@ -36,18 +36,19 @@ class Shape(NamedTuple):
     n_stages: int
 
 
-# The first that fits the shared memory, with tables as large as possible. Large tables leave room for few stages.
+# The first that fits the shared memory, with tables as large as possible. Scalar codebooks are read nearly as fast from
+# small tables, so that two blocks of a multiprocessor, one of which works while the other begins or ends, come first.
 SHAPES = (
+    Shape(8, 2, 2),
     Shape(16, 1, 3),
     Shape(16, 1, 2),
-    Shape(8, 2, 3),
-    Shape(8, 2, 2),
     Shape(8, 1, 2),
     Shape(4, 1, 2),
     Shape(1, 1, 2),
 )
-WIDE_SHAPES = (Shape(8, 1, 3), Shape(8, 1, 2), Shape(4, 1, 2), Shape(1, 1, 2))
+WIDE_SHAPES = (Shape(8, 1, 2), Shape(4, 1, 2), Shape(1, 1, 2))
 TABLE_BYTES = (1 << 17, 1 << 16, 1 << 15, 1 << 13, 1 << 11, 0)  # at most, of one table
+SMALL_TABLE = 1 << 13
 
 
 @dataclass(frozen=True)
@@ -252,12 +253,14 @@ class DecodeAttention:
         """The variant with the layout and the copies of tables that the device's shared memory holds."""
         per_block, per_multiprocessor = shared_limits(device)
         shapes = (self.shape,) if self.shape else WIDE_SHAPES if is_wide else SHAPES
-        for most in TABLE_BYTES:
-            for shape in shapes:
-                found = replace_shape(variant, shape, most)
-                room = min(per_block, per_multiprocessor // shape.blocks_at_once - RESERVED)
-                if shared_layout(found).size <= room:
-                    return found
+        pairs = [(shape, most) for most in TABLE_BYTES for shape in shapes]
+        if not (variant.key_format.is_trellis or variant.value_format.is_trellis):
+            pairs = [(shapes[0], most) for most in TABLE_BYTES if most >= SMALL_TABLE] + pairs
+        for shape, most in pairs:
+            found = replace_shape(variant, shape, most)
+            room = min(per_block, per_multiprocessor // shape.blocks_at_once - RESERVED)
+            if shared_layout(found).size <= room:
+                return found
         raise OptionError(
             f"{variant.key_format.name} and {variant.value_format.name} need {shared_layout(found).size} bytes of "
             f"shared memory; this GPU has {per_block} a block"
