@@ -172,6 +172,7 @@ def _softmax_step(s: Any, count: int, m: Any, total: Any, o: Any) -> Any:
 @relaxed_parallel
 def _attend(
     queries: Any,
+    offsets: Any,
     last_token: Any,
     k_blocks: Any,
     k_layout: int,
@@ -195,7 +196,10 @@ def _attend(
     tops: Any,
     totals: Any,
 ) -> None:
-    """queries (S, J, G * R, D) and partial results (n_splits, S, J, G * R, ...); row i of a head is query row i % R."""
+    """queries (S, J, G * R, D), offsets (S, J, G * R), and partial results (n_splits, S, J, G * R, ...).
+
+    Row i of a head is query row i % R.
+    """
     n_seqs, n_kv_heads, n_queries, d = queries.shape
     n_rows = last_token.shape[1]
     for task in prange(n_seqs * n_kv_heads * n_splits):
@@ -244,7 +248,7 @@ def _attend(
                 row = s[r]
                 if softcap > _ZERO:
                     for t in range(count):
-                        row[t] = softcap * np.tanh(row[t] / softcap)
+                        row[t] = softcap * np.tanh((row[t] + offsets[seq, head, r]) / softcap)
                 if start + count - 1 > last or start < oldest:
                     for t in range(count):
                         if start + t > last or start + t < oldest:
@@ -295,13 +299,15 @@ def decode_attention(
     scale: float,
     window: int = 0,
     softcap: float = 0.0,
+    offsets: NDArray[np.float32] | None = None,
     n_splits: int | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """(output, lse): float32 (S, H, R, D), (S, H, R), of queries (S, H, R, D) in the basis of the key blocks.
 
     The output is in the basis of the value blocks. last_token int64 (S, R); below 0 a row sees nothing and gives 0 and
     -inf, tokens behind the blocks are not counted. window counts tokens (0: all); softcap 0 is none; n_splits is chosen
-    from the threads if None.
+    from the threads if None. offsets (S, H, R), before the scale, are added to the logits of a query under a softcap;
+    without one they would only be added to lse, which is left to the caller.
     """
     n_seqs, n_heads, n_rows, d = queries.shape
     n_kv_heads, n_tokens = keys.blocks.shape[1:3]
@@ -316,6 +322,7 @@ def decode_attention(
         sides += [np.ascontiguousarray(side.centroids), _pairs(side)]
     _attend(
         np.ascontiguousarray(queries, dtype=np.float32).reshape(*shape, d),
+        np.zeros(shape, np.float32) if offsets is None else (np.float32(scale) * offsets).reshape(shape),
         np.ascontiguousarray(last_token, dtype=np.int64),
         *sides,
         np.float32(scale),
