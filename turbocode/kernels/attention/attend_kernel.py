@@ -199,18 +199,18 @@ def attend_kernel(variant: AttendVariant) -> Any:
             key_word = begin_keys(key_words, warp, lane)
             if not shares_table:
                 value_word = begin_values(value_words, warp, lane)
-        surveyed = survey(n_seqs, heads, lane, seen)
-        n_units = surveyed[0]
+        n_units = survey(n_seqs, heads, lane, seen)
         n_blocks = uint32(min(uint32(cuda.gridDim.x), n_units))
         block, place, place_stop = uint32(cuda.blockIdx.x), uint32(0), uint32(0)
         split = uint32(0), uint32(1), uint32(0), uint32(1), uint32(1)
         if block < n_blocks:
             split = shares(n_units, uint32(uint32(n_seqs) * heads), n_blocks)
-            place, place_stop = first_place(block, split), first_place(uint32(block + uint32(1)), split)
+            if block < split[3]:
+                place, place_stop = first_place(block, split), first_place(uint32(block + uint32(1)), split)
         empty = split[0]
         is_first = uint32(1)
         while place < place_stop:
-            seq, places_before, seen_from, seen_to, places = locate(place, empty, surveyed, n_seqs, heads, lane, seen)
+            seq, places_before, seen_from, seen_to, places = locate(place, empty, n_seqs, heads, lane, seen)
             head_group = uint32(uint32(place - places_before) // places)
             head_start = uint32(places_before + uint32(head_group * places))
             head_stop = uint32(head_start + places)

@@ -2,8 +2,9 @@
 
 A unit of work is `chunk` tokens of one head of one sequence. Units are numbered through, tokens first, then heads, then
 sequences, and each block handles an equal run of them ("stream-K", arXiv 2301.03598), so that at most its first and its
-last stretch are parts of a head's tokens. Beginning a stretch costs a block about as much as two units: where that tips
-the scales, two places of the numbering are left empty before each head.
+last stretch are parts of a head's tokens. Beginning a stretch costs a block about as much as two units. So where nearly
+as many blocks suffice for whole heads, or whole parts of one, each, no others work (it is whole if all heads have the
+same tokens); else, where that tips the scales, two places of the numbering are left empty before each head.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from turbocode.kernels._cuda import device, types
 
 WARP = 32
 START_COST = 2  # units
+MOST_IDLE = 16  # one of so many blocks may have nothing to do
 
 int32, uint32, uint64 = types.int32, types.uint32, types.uint64
 
@@ -24,8 +26,8 @@ class WorkSplit(NamedTuple):
     """All functions are called by whole warps.
 
     seen : what decides on the tokens that rows see: (last_token, n_rows, first_token, n_tokens, window), uint64
-    survey(n_seqs, heads, lane, seen) -> (units of all, what `locate` goes on with)
-    locate(place, empty, survey, n_seqs, heads, lane, seen) -> (seq, places before it, begin, end, places of each of its
+    survey(n_seqs, heads, lane, seen) -> units of all
+    locate(place, empty, n_seqs, heads, lane, seen) -> (seq, places before it, begin, end, places of each of its
         heads): tokens from begin, a multiple of the tile, to end are seen by some row
     """
 
@@ -34,17 +36,33 @@ class WorkSplit(NamedTuple):
 
 
 @device
+def agreed(value: Any) -> Any:
+    """A uint32 that all lanes of a warp have, so that the compiler sees it and keeps it once for all of them."""
+    return uint32(_ptx.shuffle_index(uint32(value), uint32(0)))
+
+
+@device
 def shares(n_units: Any, n_heads: Any, n_blocks: Any) -> Any:
     """(empty places before a head, least places of a block, blocks that have one more, blocks, places)."""
-    even = uint32(uint32(uint32(n_units) + uint32(n_blocks - uint32(1))) // uint32(n_blocks))
-    if uint32(n_blocks % uint32(n_heads)) != uint32(0):  # some block has the end of a head and the beginning of another
-        even = uint32(even + uint32(uint32(uint32(n_heads) // n_blocks) * uint32(START_COST)) + uint32(START_COST))
-    spread = uint32(uint32(n_units) + uint32(uint32(n_heads) * uint32(START_COST)))
+    of_block = uint32(uint32(uint32(n_heads) + uint32(n_blocks - uint32(1))) // uint32(n_blocks))  # heads
+    of_head = uint32(uint32(n_blocks) // uint32(n_heads))  # blocks
+    aligned = uint32(uint32(n_heads) // of_block)
+    if of_head != uint32(0):
+        aligned = uint32(of_head * uint32(n_heads))
+    if of_head == uint32(0) and uint32(aligned * of_block) != uint32(n_heads):
+        aligned = uint32(0)
     empty, n_places = uint32(0), uint32(n_units)
-    if uint32(uint32(spread + uint32(n_blocks - uint32(1))) // uint32(n_blocks)) < even:
-        empty, n_places = uint32(START_COST), spread
+    if uint32(uint32(n_blocks - aligned) * uint32(MOST_IDLE)) <= n_blocks:
+        n_blocks = aligned
+    else:  # some block has the end of a head and the beginning of another
+        even = uint32(uint32(uint32(n_units) + uint32(n_blocks - uint32(1))) // uint32(n_blocks))
+        even = uint32(even + uint32(uint32(uint32(n_heads) // n_blocks) * uint32(START_COST)) + uint32(START_COST))
+        spread = uint32(uint32(n_units) + uint32(uint32(n_heads) * uint32(START_COST)))
+        if uint32(uint32(spread + uint32(n_blocks - uint32(1))) // uint32(n_blocks)) < even:
+            empty, n_places = uint32(START_COST), spread
     each = uint32(n_places // n_blocks)
-    return empty, each, uint32(n_places - uint32(each * n_blocks)), n_blocks, n_places
+    more = uint32(n_places - uint32(each * n_blocks))
+    return agreed(empty), agreed(each), agreed(more), agreed(n_blocks), agreed(n_places)
 
 
 @device
@@ -66,12 +84,6 @@ def block_of(place: Any, split: Any) -> Any:
     while first_place(uint32(block + uint32(1)), split) <= place:
         block = uint32(block + uint32(1))
     return block
-
-
-@device
-def agreed(value: Any) -> Any:
-    """A uint32 that all lanes of a warp have, so that the compiler sees it and keeps it once for all of them."""
-    return uint32(_ptx.shuffle_index(uint32(value), uint32(0)))
 
 
 @device
@@ -118,32 +130,31 @@ def work_split(chunk: int, tile: int) -> WorkSplit:
         return value
 
     @device
-    def survey(n_seqs: Any, heads: Any, lane: Any, seen: Any) -> Any:
-        _, _, units = of_seq(lane, n_seqs, seen)
-        sums = added_up(uint32(units * uint32(heads)), lane)
-        found = uint32(_ptx.shuffle_index(sums, uint32(31)))
-        base = uint32(WARP)
-        while base < n_seqs:
-            _, _, more = of_seq(uint32(base + lane), n_seqs, seen)
-            found = uint32(found + _ptx.shuffle_index(added_up(uint32(more * uint32(heads)), lane), uint32(31)))
-            base = uint32(base + uint32(WARP))
-        return agreed(found), sums
+    def of_warp(base: Any, n_seqs: Any, heads: Any, lane: Any, seen: Any) -> Any:
+        """Units of all heads of the sequences from `base` up to the lane's."""
+        _, _, units = of_seq(uint32(base + lane), n_seqs, seen)
+        return added_up(uint32(units * uint32(heads)), lane)
 
     @device
-    def locate(place: Any, empty: Any, surveyed: Any, n_seqs: Any, heads: Any, lane: Any, seen: Any) -> Any:
-        _, sums = surveyed  # of the first 32 sequences, mostly all
-        before_heads = uint32(uint32(empty * uint32(heads)) * uint32(lane + uint32(1)))
-        sums = uint32(sums + before_heads)
-        after = uint32(_ptx.shuffle_index(sums, uint32(31)))
-        base = uint32(0)
-        while place >= after:
+    def survey(n_seqs: Any, heads: Any, lane: Any, seen: Any) -> Any:
+        found, base = uint32(0), uint32(0)
+        while base < n_seqs:
+            found = uint32(found + _ptx.shuffle_index(of_warp(base, n_seqs, heads, lane, seen), uint32(31)))
             base = uint32(base + uint32(WARP))
-            _, _, units = of_seq(uint32(base + lane), n_seqs, seen)
-            sums = uint32(uint32(after + before_heads) + added_up(uint32(units * uint32(heads)), lane))
+        return agreed(found)
+
+    @device
+    def locate(place: Any, empty: Any, n_seqs: Any, heads: Any, lane: Any, seen: Any) -> Any:
+        # Worked out again for every stretch: registers are rarer.
+        before_heads = uint32(uint32(empty * uint32(heads)) * uint32(lane + uint32(1)))
+        base, sums, after = uint32(0), uint32(0), uint32(0)
+        while place >= after:
+            sums = uint32(uint32(after + before_heads) + of_warp(base, n_seqs, heads, lane, seen))
             after = uint32(_ptx.shuffle_index(sums, uint32(31)))
+            base = uint32(base + uint32(WARP))
         number = uint32(_ptx.count_bits(_ptx.lanes_where(uint32(1 if sums <= place else 0))))
-        seq = agreed(uint32(base + number))
-        begin, end, units = of_seq(seq, n_seqs, seen)  # again: registers are rarer than this
+        seq = agreed(uint32(uint32(base - uint32(WARP)) + number))
+        begin, end, units = of_seq(seq, n_seqs, seen)
         begin, end, places = int32(agreed(uint32(begin))), int32(agreed(uint32(end))), agreed(uint32(units + empty))
         before = agreed(uint32(_ptx.shuffle_index(sums, number) - uint32(places * uint32(heads))))
         return seq, before, begin, end, places
