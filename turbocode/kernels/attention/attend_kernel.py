@@ -56,7 +56,7 @@ def attend_kernel(variant: AttendVariant) -> Any:
     key_format, value_format = variant.key_format, variant.value_format
     places = shared_layout(variant)
     key_table_at, value_table_at, area_at, rows_at, laid_at = places[:5]
-    tops_at, totals_at, flag_at, barriers_at, _ = places[5:]
+    tops_at, totals_at, flag_at, barriers_at, tokens_at, _ = places[5:]
     n_warps, n_stages, threads = variant.n_warps, variant.n_stages, WARP * variant.n_warps
     chunk = TILE * n_warps
     scores = key_scores(key_format, d, variant.key_lookup, n_tiles, TILE)
@@ -199,7 +199,8 @@ def attend_kernel(variant: AttendVariant) -> Any:
             key_word = begin_keys(key_words, warp, lane)
             if not shares_table:
                 value_word = begin_values(value_words, warp, lane)
-        n_units = survey(n_seqs, heads, lane, seen)
+        token_table = at(base, uint32(tokens_at))
+        n_units = survey(token_table, n_seqs, heads, warp, lane, seen, sync)
         n_blocks = uint32(min(uint32(cuda.gridDim.x), n_units))
         block, place, place_stop = uint32(cuda.blockIdx.x), uint32(0), uint32(0)
         split = uint32(0), uint32(1), uint32(0), uint32(1), uint32(1)
@@ -210,7 +211,9 @@ def attend_kernel(variant: AttendVariant) -> Any:
         empty = split[0]
         is_first = uint32(1)
         while place < place_stop:
-            seq, places_before, seen_from, seen_to, places = locate(place, empty, n_seqs, heads, lane, seen)
+            seq, places_before, seen_from, seen_to, places = locate(
+                token_table, place, empty, n_seqs, heads, lane, seen
+            )
             head_group = uint32(uint32(place - places_before) // places)
             head_start = uint32(places_before + uint32(head_group * places))
             head_stop = uint32(head_start + places)
@@ -247,9 +250,6 @@ def attend_kernel(variant: AttendVariant) -> Any:
                 fill_keys(key_table, key_word, head_key_words, warp, lane)
                 if not shares_table:
                     fill_values(value_table, value_word, head_value_words, warp, lane)
-            wait_for_queries()
-            _ptx.sync_warp()
-            lay_queries(q_rows, laid, first_column, n_used, query_factor, warp, lane)
             hidden_from, hidden_to = int32(seen_to), int32(0)  # tokens that some row does not see
             for c in range(n_columns):
                 last, oldest = seen_by(uint32(column_of(c, lane, first_column, n_used) % uint32(n_rows)), seq, seen)
@@ -259,6 +259,9 @@ def attend_kernel(variant: AttendVariant) -> Any:
                 hidden_from = min(hidden_from, int32(_ptx.shuffle_xor(uint32(hidden_from), distance)))
                 hidden_to = max(hidden_to, int32(_ptx.shuffle_xor(uint32(hidden_to), distance)))
             hidden_from, hidden_to = int32(agreed(uint32(hidden_from))), int32(agreed(uint32(hidden_to)))
+            wait_for_queries()
+            _ptx.sync_warp()
+            lay_queries(q_rows, laid, first_column, n_used, query_factor, warp, lane)
             sync()
             load_fragments(laid, lane, q)
             begin(top, total, o)

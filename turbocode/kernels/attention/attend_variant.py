@@ -11,6 +11,7 @@ from turbocode.kernels.attention.key_scores import HALF_TILE
 from turbocode.kernels.attention.lookup import Lookup
 from turbocode.kernels.attention.tile_copy import BARRIER_BYTES, WORD, stage_bytes
 from turbocode.kernels.attention.value_sums import sum_channel, value_sums
+from turbocode.kernels.attention.work_split import TABLE_BYTES
 from turbocode.kernels.fwht.hadamard import Rotation
 
 TILE = 32  # tokens that a warp handles at a time
@@ -60,6 +61,7 @@ class SharedLayout(NamedTuple):
     totals: int
     flag: int
     barriers: int
+    tokens: int
     size: int
 
 
@@ -89,8 +91,9 @@ def shared_layout(variant: AttendVariant) -> SharedLayout:
     flag = totals + 4 * columns
     first_table = 0 if variant.shares_table else value_table
     barriers = flag + WORD
-    size = barriers + (BARRIER_BYTES * variant.n_stages * variant.n_warps if variant.is_bulk else 0)
-    return SharedLayout(0, first_table, area, rows, fragments, tops, totals, flag, barriers, size)
+    tokens = barriers + (BARRIER_BYTES * variant.n_stages * variant.n_warps if variant.is_bulk else 0)
+    size = tokens + TABLE_BYTES
+    return SharedLayout(0, first_table, area, rows, fragments, tops, totals, flag, barriers, tokens, size)
 
 
 def part_floats(variant: AttendVariant) -> int:

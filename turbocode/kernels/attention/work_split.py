@@ -13,11 +13,14 @@ import functools
 from typing import Any, NamedTuple
 
 from turbocode.kernels import _ptx, _ptx_bits
-from turbocode.kernels._cuda import device, types
+from turbocode.kernels._cuda import at, device, types
 
 WARP = 32
 START_COST = 2  # units
 MOST_IDLE = 16  # one of so many blocks may have nothing to do
+PAIR_BYTES, WORD_BYTES = 8, 4
+SUMS_AT = WARP * PAIR_BYTES
+TABLE_BYTES = SUMS_AT + WARP * WORD_BYTES  # of shared memory: of 32 sequences, where tokens begin and end; units so far
 
 int32, uint32, uint64 = types.int32, types.uint32, types.uint64
 
@@ -26,9 +29,10 @@ class WorkSplit(NamedTuple):
     """All functions are called by whole warps.
 
     seen : what decides on the tokens that rows see: (last_token, n_rows, first_token, n_tokens, window), uint64
-    survey(n_seqs, heads, lane, seen) -> units of all
-    locate(place, empty, n_seqs, heads, lane, seen) -> (seq, places before it, begin, end, places of each of its
-        heads): tokens from begin, a multiple of the tile, to end are seen by some row
+    survey(table, n_seqs, heads, warp, lane, seen, sync) -> units of all
+    locate(table, place, empty, n_seqs, heads, lane, seen) -> (seq, places before it, begin, end, places of each
+        of its heads): tokens from begin, a multiple of the tile, to end are seen by some row
+    table : TABLE_BYTES of shared memory
     """
 
     survey: Any
@@ -102,6 +106,10 @@ def work_split(chunk: int, tile: int) -> WorkSplit:
     """The functions for units of `chunk` tokens."""
 
     @device
+    def units_of(begin: Any, end: Any) -> Any:
+        return uint32(max(int32(1), int32(int32(int32(end - begin) + int32(chunk - 1)) // int32(chunk))))
+
+    @device
     def of_seq(seq: Any, n_seqs: Any, seen: Any) -> Any:
         end, begin = int32(0), int32(seen[3])
         near = uint32(min(uint32(seq), uint32(n_seqs - uint64(1))))
@@ -115,10 +123,10 @@ def work_split(chunk: int, tile: int) -> WorkSplit:
         begin = int32(begin - int32(begin % int32(tile)))
         if begin >= end:
             begin = end = int32(0)
-        units = max(int32(1), int32(int32(int32(end - begin) + int32(chunk - 1)) // int32(chunk)))
+        units = units_of(begin, end)
         if seq >= n_seqs:
-            units = int32(0)
-        return begin, end, uint32(units)
+            units = uint32(0)
+        return begin, end, units
 
     @device
     def added_up(value: Any, lane: Any) -> Any:
@@ -130,32 +138,43 @@ def work_split(chunk: int, tile: int) -> WorkSplit:
         return value
 
     @device
-    def of_warp(base: Any, n_seqs: Any, heads: Any, lane: Any, seen: Any) -> Any:
-        """Units of all heads of the sequences from `base` up to the lane's."""
-        _, _, units = of_seq(uint32(base + lane), n_seqs, seen)
-        return added_up(uint32(units * uint32(heads)), lane)
-
-    @device
-    def survey(n_seqs: Any, heads: Any, lane: Any, seen: Any) -> Any:
-        found, base = uint32(0), uint32(0)
+    def survey(table: Any, n_seqs: Any, heads: Any, warp: Any, lane: Any, seen: Any, sync: Any) -> Any:
+        begin, end, units = of_seq(lane, n_seqs, seen)
+        sums = added_up(uint32(units * uint32(heads)), lane)
+        if warp == uint32(0):
+            _ptx.store_shared_u32x2(at(table, uint32(lane * uint32(PAIR_BYTES))), uint32(begin), uint32(end))
+            _ptx.store_shared_u32(at(table, uint32(uint32(SUMS_AT) + uint32(lane * uint32(WORD_BYTES)))), sums)
+        sync()
+        found = uint32(_ptx.shuffle_index(sums, uint32(31)))
+        base = uint32(WARP)
         while base < n_seqs:
-            found = uint32(found + _ptx.shuffle_index(of_warp(base, n_seqs, heads, lane, seen), uint32(31)))
+            _, _, more = of_seq(uint32(base + lane), n_seqs, seen)
+            found = uint32(found + _ptx.shuffle_index(added_up(uint32(more * uint32(heads)), lane), uint32(31)))
             base = uint32(base + uint32(WARP))
         return agreed(found)
 
     @device
-    def locate(place: Any, empty: Any, n_seqs: Any, heads: Any, lane: Any, seen: Any) -> Any:
-        # Worked out again for every stretch: registers are rarer.
+    def locate(table: Any, place: Any, empty: Any, n_seqs: Any, heads: Any, lane: Any, seen: Any) -> Any:
+        # Registers are rarer than loads. The first 32 sequences are mostly all.
+        sums = _ptx.load_shared_u32(at(table, uint32(uint32(SUMS_AT) + uint32(lane * uint32(WORD_BYTES)))))
         before_heads = uint32(uint32(empty * uint32(heads)) * uint32(lane + uint32(1)))
-        base, sums, after = uint32(0), uint32(0), uint32(0)
+        sums = uint32(sums + before_heads)
+        after = uint32(_ptx.shuffle_index(sums, uint32(31)))
+        base = uint32(0)
         while place >= after:
-            sums = uint32(uint32(after + before_heads) + of_warp(base, n_seqs, heads, lane, seen))
-            after = uint32(_ptx.shuffle_index(sums, uint32(31)))
             base = uint32(base + uint32(WARP))
+            _, _, units = of_seq(uint32(base + lane), n_seqs, seen)
+            sums = uint32(uint32(after + before_heads) + added_up(uint32(units * uint32(heads)), lane))
+            after = uint32(_ptx.shuffle_index(sums, uint32(31)))
         number = uint32(_ptx.count_bits(_ptx.lanes_where(uint32(1 if sums <= place else 0))))
-        seq = agreed(uint32(uint32(base - uint32(WARP)) + number))
-        begin, end, units = of_seq(seq, n_seqs, seen)
-        begin, end, places = int32(agreed(uint32(begin))), int32(agreed(uint32(end))), agreed(uint32(units + empty))
+        seq = agreed(uint32(base + number))
+        if base == uint32(0):
+            first, behind = _ptx.load_shared_u32x2(at(table, uint32(number * uint32(PAIR_BYTES))))
+            begin, end = int32(first), int32(behind)
+        else:
+            begin, end, _ = of_seq(seq, n_seqs, seen)
+        begin, end = int32(agreed(uint32(begin))), int32(agreed(uint32(end)))
+        places = uint32(units_of(begin, end) + empty)
         before = agreed(uint32(_ptx.shuffle_index(sums, number) - uint32(places * uint32(heads))))
         return seq, before, begin, end, places
 
