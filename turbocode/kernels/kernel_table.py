@@ -57,7 +57,8 @@ class KernelEntry:
 
     make : compiles nothing, gives the decorated function; n_args : its arguments, all uint64
     max_registers : of a thread; opcodes : patterns of machine instructions that must occur
-    max_shared : static shared memory of a block, bytes; architectures : that have its instructions
+    max_local : bytes that may be spilled, none of them in a loop; max_shared : static shared memory of a block, bytes
+    architectures : that have its instructions
     """
 
     name: str
@@ -67,6 +68,7 @@ class KernelEntry:
     opcodes: tuple[str, ...] = ()
     max_shared: int = STATIC_SHARED
     architectures: tuple[tuple[int, int], ...] = ARCHITECTURES
+    max_local: int = 0
 
 
 def _encode_variant(
@@ -321,6 +323,7 @@ def _attentions() -> Iterator[KernelEntry]:
             255 if d > 128 or shape.n_warps * shape.blocks_at_once == 8 else 128,
             (r"HMMA\.16816\.F32", r"UBLKCP" if is_bulk else _ASYNCHRONOUS_COPY),
             architectures=(architecture,),
+            max_local=8 if (name, d) == ("turbo2", 128) else 0,
         )
     yield KernelEntry("merge parts fp32 fp16", lambda: merge_kernel(FLOAT32, FLOAT16), N_MERGE_ARGS, 64)
 

@@ -203,12 +203,10 @@ def attend_kernel(variant: AttendVariant) -> Any:
         n_units = survey(token_table, n_seqs, heads, warp, lane, seen, sync)
         n_blocks = uint32(min(uint32(cuda.gridDim.x), n_units))
         block, place, place_stop = uint32(cuda.blockIdx.x), uint32(0), uint32(0)
-        split = uint32(0), uint32(1), uint32(0), uint32(1), uint32(1)
-        if block < n_blocks:
-            split = shares(n_units, uint32(uint32(n_seqs) * heads), n_blocks)
-            if block < split[3]:
-                place, place_stop = first_place(block, split), first_place(uint32(block + uint32(1)), split)
-        empty = split[0]
+        split = shares(n_units, uint32(uint32(n_seqs) * heads), n_blocks)
+        if block < split[3]:
+            place, place_stop = first_place(block, split), first_place(uint32(block + uint32(1)), split)
+        empty = agreed(split[0])
         is_first = uint32(1)
         while place < place_stop:
             seq, places_before, seen_from, seen_to, places = locate(
@@ -223,7 +221,7 @@ def attend_kernel(variant: AttendVariant) -> Any:
                 continue  # nothing but empty places
             head = uint32(head_group // column_groups)
             first_column = uint32(uint32(head_group - uint32(head * column_groups)) * uint32(columns_at_once))
-            unit_of_head = uint32(uint32(first - head_start) - empty)
+            unit_of_head = agreed(uint32(uint32(first - head_start) - empty))
             start = uint32(uint32(seen_from) + uint32(unit_of_head * uint32(chunk)))
             stop = uint32(min(uint32(seen_to), uint32(start + uint32(uint32(place - first) * uint32(chunk)))))
             # What is small first: tiles of the first stages keep the memory busy while queries and tables are laid out.

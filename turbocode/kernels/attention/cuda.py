@@ -48,7 +48,7 @@ SHAPES = (
 )
 WIDE_SHAPES = (Shape(8, 1, 2), Shape(4, 1, 2), Shape(1, 1, 2))
 TABLE_BYTES = (1 << 17, 1 << 16, 1 << 15, 1 << 13, 1 << 11, 0)  # at most, of one table
-SMALL_TABLE = 1 << 13
+FULL_PAIRS = 128  # times the number of pairs of indices: bytes of a table of pairs that has a copy for each lane
 
 
 @dataclass(frozen=True)
@@ -255,7 +255,9 @@ class DecodeAttention:
         shapes = (self.shape,) if self.shape else WIDE_SHAPES if is_wide else SHAPES
         pairs = [(shape, most) for most in TABLE_BYTES for shape in shapes]
         if not (variant.key_format.is_trellis or variant.value_format.is_trellis):
-            pairs = [(shapes[0], most) for most in TABLE_BYTES if most >= SMALL_TABLE] + pairs
+            bits = max(variant.key_format.bits, variant.value_format.bits)
+            sizes = (FULL_PAIRS << 2 * bits,) if is_wide else TABLE_BYTES[:-1]
+            pairs = [(shapes[0], most) for most in sizes if most >= FULL_PAIRS << 2 * bits] + pairs
         for shape, most in pairs:
             found = replace_shape(variant, shape, most)
             room = min(per_block, per_multiprocessor // shape.blocks_at_once - RESERVED)

@@ -55,7 +55,7 @@ def shares(n_units: Any, n_heads: Any, n_blocks: Any) -> Any:
         aligned = uint32(of_head * uint32(n_heads))
     if of_head == uint32(0) and uint32(aligned * of_block) != uint32(n_heads):
         aligned = uint32(0)
-    empty, n_places = uint32(0), uint32(n_units)
+    n_places = uint32(n_units)
     if uint32(uint32(n_blocks - aligned) * uint32(MOST_IDLE)) <= n_blocks:
         n_blocks = aligned
     else:  # some block has the end of a head and the beginning of another
@@ -63,10 +63,12 @@ def shares(n_units: Any, n_heads: Any, n_blocks: Any) -> Any:
         even = uint32(even + uint32(uint32(uint32(n_heads) // n_blocks) * uint32(START_COST)) + uint32(START_COST))
         spread = uint32(uint32(n_units) + uint32(uint32(n_heads) * uint32(START_COST)))
         if uint32(uint32(spread + uint32(n_blocks - uint32(1))) // uint32(n_blocks)) < even:
-            empty, n_places = uint32(START_COST), spread
+            n_places = spread
     each = uint32(n_places // n_blocks)
     more = uint32(n_places - uint32(each * n_blocks))
-    return agreed(empty), agreed(each), agreed(more), agreed(n_blocks), agreed(n_places)
+    n_places = agreed(n_places)
+    empty = uint32(min(uint32(n_places - uint32(n_units)), uint32(START_COST)))
+    return empty, agreed(each), agreed(more), agreed(n_blocks), n_places
 
 
 @device
@@ -79,7 +81,7 @@ def first_place(block: Any, split: Any) -> Any:
 @device
 def block_of(place: Any, split: Any) -> Any:
     """The block that handles a place."""
-    _, _, _, n_blocks, n_places = split
+    n_blocks, n_places = agreed(split[3]), agreed(split[4])  # here, so that nothing is worked out before it is needed
     share = _ptx_bits.to_float(n_blocks) * _ptx.reciprocal(_ptx_bits.to_float(n_places))
     block = uint32(_ptx_bits.to_float(place) * share)  # nearly
     block = uint32(min(block, uint32(n_blocks - uint32(1))))
