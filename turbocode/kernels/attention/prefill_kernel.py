@@ -19,6 +19,7 @@ from turbocode.kernels.attention.prefill_products import prefill_products
 from turbocode.kernels.attention.prefill_table import table_filler
 from turbocode.kernels.attention.prefill_tile import tile_decoder
 from turbocode.kernels.attention.prefill_variant import (
+    BOUNDS_BYTES,
     WARP,
     WARP_ROWS,
     WORD,
@@ -80,9 +81,11 @@ def prefill_kernel(variant: PrefillVariant) -> Any:
         products.weigh,
         products.add,
     )
+    put = products.put
     query_place, key_place = products.query_place, products.key_place
     shares_table, has_softcap = variant.shares_table, variant.has_softcap
     n_scores, n_sums, warp_words = tile // 2, d // 2, WARP_ROWS * row_words
+    bounds_bytes = BOUNDS_BYTES + 8 * WARP_ROWS
     wait_all = _ptx_copies.wait_for_copies(0)
 
     @device
@@ -158,11 +161,7 @@ def prefill_kernel(variant: PrefillVariant) -> Any:
                     place = (uint64(seq) * n_heads + uint64(q_number)) * n_rows + uint64(row)
                     _ptx.store_f32(lse + place * uint64(4), found)
         _ptx.sync_warp()
-        spot = at(mine, uint32(uint32(g * uint32(row_bytes)) + uint32(t * uint32(4))))
-        for i in range(n_sums // 4):
-            near, far = uint32(16 * i), uint32(16 * i + 8 * row_bytes)
-            _ptx.store_shared_u32(at(spot, near), _ptx.pack_halves(o[4 * i] * factor[0], o[4 * i + 1] * factor[0]))
-            _ptx.store_shared_u32(at(spot, far), _ptx.pack_halves(o[4 * i + 2] * factor[1], o[4 * i + 3] * factor[1]))
+        put(at(mine, uint32(uint32(g * uint32(row_bytes)) + uint32(t * uint32(4)))), factor, o)
         _ptx.sync_warp()
         word = uint32(lane)
         while word < uint32(warp_words):
@@ -218,13 +217,17 @@ def prefill_kernel(variant: PrefillVariant) -> Any:
         warp_from, warp_to = _least(min(oldest, oldest_8)), int32(_most(max(last, last_8)) + int32(1))
         all_from, all_to = _most(max(oldest, oldest_8)), int32(_least(min(last, last_8)) + int32(1))
         bounds = at(base, uint32(bounds_at))
+        own_bounds = at(bounds, uint32(warp * uint32(bounds_bytes)))
         if lane == uint32(0):
-            spot = at(bounds, uint32(warp * uint32(8)))
-            _ptx.store_shared_u32x2(spot, uint32(warp_from), uint32(warp_to))
+            _ptx.store_shared_u32x4(own_bounds, uint32(warp_from), uint32(warp_to), uint32(all_from), uint32(all_to))
+        if uint32(lane & uint32(3)) == uint32(0):
+            spot = at(own_bounds, uint32(uint32(BOUNDS_BYTES) + uint32(lane << uint32(1))))
+            _ptx.store_shared_u32x2(spot, uint32(last), uint32(oldest))
+            _ptx.store_shared_u32x2(at(spot, uint32(64)), uint32(last_8), uint32(oldest_8))
         cuda.syncthreads()
         seen_from, seen_to = int32(EVERY), int32(0)
         for number in range(n_warps):
-            one, other = _ptx.load_shared_u32x2(at(bounds, uint32(number * 8)))
+            one, other = _ptx.load_shared_u32x2(at(bounds, uint32(number * bounds_bytes)))
             seen_from, seen_to = min(seen_from, int32(one)), max(seen_to, int32(other))
         stop = uint32(seen_to)
         token = uint32(uint32(min(seen_from, seen_to)) // uint32(tile) * uint32(tile))
@@ -235,14 +238,7 @@ def prefill_kernel(variant: PrefillVariant) -> Any:
         fill_keys(key_table, key_words + uint64(head) * key_words_head, warp, lane)
         if not shares_table:
             fill_values(value_table, value_words + uint64(head) * value_words_head, warp, lane)
-        key_copy = uint32(uint32(lane & uint32(key_copies - 1)) << uint32(2))
-        value_copy = uint32(uint32(lane & uint32(value_copies - 1)) << uint32(2))
-        begin_keys(key_rows, thread, key_places)
-        begin_values(value_rows, thread, value_places)
         key_tile, value_tile = at(base, uint32(keys_at)), at(base, uint32(values_at))
-        own = at(base, uint32(uint32(queries_at) + uint32(warp * uint32(WARP_ROWS * row_bytes))))
-        own_queries = at(own, query_place(lane))
-        key_spot, value_spot = at(key_tile, key_place(lane)), at(value_tile, query_place(lane))
         begin(top, total, o)
         factor = _ptx.float_from_bits(uint32(score_factor))
         turn = uint32(0)
@@ -251,33 +247,49 @@ def prefill_kernel(variant: PrefillVariant) -> Any:
             cuda.syncthreads()  # the stage has arrived from all threads, and all warps are done with the tile before
             next_turn = uint32(turn ^ uint32(1))
             ahead = uint32(token + uint32(tile))
+            # Where a thread reads and writes is worked out anew each time: registers limit how many warps there are.
+            here = _ptx.anchored(thread)
             if ahead < stop:
-                fetch_keys(at(key_stages, uint32(next_turn * uint32(key_stage))), key_rows, ahead, stop, thread)
-                fetch_values(at(value_stages, uint32(next_turn * uint32(value_stage))), value_rows, ahead, stop, thread)
+                fetch_keys(at(key_stages, uint32(next_turn * uint32(key_stage))), key_rows, ahead, stop, here)
+                fetch_values(at(value_stages, uint32(next_turn * uint32(value_stage))), value_rows, ahead, stop, here)
             _ptx_copies.close_copies()
+            key_copy = uint32(uint32(here & uint32(key_copies - 1)) << uint32(2))
+            begin_keys(key_rows, here, key_places)
             stage = at(key_stages, uint32(turn * uint32(key_stage)))
-            decode_keys(stage, key_tile, key_places, key_table, key_copy, thread)
+            decode_keys(stage, key_tile, key_places, key_table, key_copy)
+            here = _ptx.anchored(thread)
+            value_copy = uint32(uint32(here & uint32(value_copies - 1)) << uint32(2))
+            begin_values(value_rows, here, value_places)
             stage = at(value_stages, uint32(turn * uint32(value_stage)))
-            decode_values(stage, value_tile, value_places, value_table, value_copy, thread)
+            decode_values(stage, value_tile, value_places, value_table, value_copy)
             cuda.syncthreads()
-            if int32(token) < warp_to and int32(ahead) > warp_from:
-                score(own_queries, key_spot, s)
+            here = _ptx.anchored(thread)
+            lane, warp = uint32(here & uint32(31)), uint32(here >> uint32(5))
+            own_bounds = at(bounds, uint32(warp * uint32(bounds_bytes)))
+            from_here, to_here = _ptx.load_shared_u32x2(own_bounds)
+            if int32(token) < int32(to_here) and int32(ahead) > int32(from_here):
+                own = at(base, uint32(uint32(queries_at) + uint32(warp * uint32(WARP_ROWS * row_bytes))))
+                score(at(own, query_place(lane)), at(key_tile, key_place(lane)), s)
                 scale = factor
                 if has_softcap:
                     cap(s, factor, _ptx.float_from_bits(uint32(softcap)))
                     scale = _ONE
-                if int32(ahead) > all_to or int32(token) < all_from:
-                    for half in range(2):  # looked up again: it is rare, and registers are not
-                        number = uint32(uint32(first_of_warp + uint32(lane >> uint32(2))) + uint32(8 * half))
-                        last, oldest = seen_by(number, seq, shape, seen)
-                        hide(s, half, token, lane, last, oldest)
+                from_here, to_here = _ptx.load_shared_u32x2(at(own_bounds, uint32(8)))
+                if int32(ahead) > int32(to_here) or int32(token) < int32(from_here):
+                    spot = at(own_bounds, uint32(uint32(lane >> uint32(2)) << uint32(3)))
+                    for half in range(2):
+                        last, oldest = _ptx.load_shared_u32x2(at(spot, uint32(BOUNDS_BYTES + 64 * half)))
+                        hide(s, half, token, lane, int32(last), int32(oldest))
                 weigh(s, scale, top, total, o)
-                add(s, value_spot, o)
+                add(s, at(value_tile, query_place(lane)), o)
             turn = next_turn
             token = ahead
         wait_all()
         n_heads = uint64(n_kv_heads * per_head)
         cuda.syncthreads()  # no copy to the place of the queries is still on its way
+        lane, warp = uint32(thread & uint32(31)), uint32(thread >> uint32(5))
+        own = at(base, uint32(uint32(queries_at) + uint32(warp * uint32(WARP_ROWS * row_bytes))))
+        first_of_warp = uint32(first + uint32(warp * uint32(WARP_ROWS)))
         finish(o, top, total, own, first_of_warp, seq, head, shape, target, n_heads, lane)
 
     return prefill

@@ -19,6 +19,7 @@ from turbocode.kernels.attention.prefill_variant import WORD
 from turbocode.kernels.attention.softmax import NOTHING, UNSEEN
 
 STEP = 16  # channels, or tokens, of one product
+AT_ONCE = 8  # sums that one loop goes through: longer ones are not unrolled, and leave the registers
 
 float32, int32, uint32 = types.float32, types.int32, types.uint32
 _ZERO, _ONE, _TWO = np.float32(0.0), np.float32(1.0), np.float32(2.0)
@@ -35,6 +36,7 @@ class PrefillProducts(NamedTuple):
     hide(s, half, token, lane, last, oldest) : scores of the tokens that row g, or g + 8, does not see become NOTHING
     weigh(s, factor, top, total, o) : s becomes the probabilities 2**(factor s - top), all else is brought up to date
     add(s, values, o)
+    put(spot, factor, o) : sums times factor float32 (2,) as float16 to the shared address of the lane's first two of row g
     """
 
     begin: Any
@@ -45,6 +47,7 @@ class PrefillProducts(NamedTuple):
     hide: Any
     weigh: Any
     add: Any
+    put: Any
 
 
 @functools.cache
@@ -52,12 +55,43 @@ def prefill_products(head_dim: int, tile: int, row_bytes: int) -> PrefillProduct
     """The functions for float16 rows of head_dim values that lie row_bytes apart."""
     n_scores, n_sums = tile // 2, head_dim // 2
 
+    def cleared(first: int) -> Any:
+        @device
+        def clear(top: Any, total: Any, o: Any) -> None:
+            for v in range(AT_ONCE):
+                o[first + v] = _ZERO
+
+        return clear
+
+    def scaled(first: int) -> Any:
+        @device
+        def scale(factor: Any, total: Any, o: Any) -> None:
+            for v in range(AT_ONCE):
+                o[first + v] = o[first + v] * factor[v % 4 // 2]
+
+        return scale
+
+    def stored(first: int) -> Any:
+        near, far = 4 * first, 4 * first + 8 * row_bytes
+
+        @device
+        def put(spot: Any, factor: Any, o: Any) -> None:
+            a, b = o[first] * factor[0], o[first + 1] * factor[0]
+            c, d = o[first + 2] * factor[1], o[first + 3] * factor[1]
+            _ptx.store_shared_u32(at(spot, uint32(near)), _ptx.pack_halves(a, b))
+            _ptx.store_shared_u32(at(spot, uint32(far)), _ptx.pack_halves(c, d))
+
+        return put
+
+    firsts = range(0, n_sums, AT_ONCE)
+    clear, scale = three_in_turn([cleared(v) for v in firsts]), three_in_turn([scaled(v) for v in firsts])
+    put = three_in_turn([stored(v) for v in range(0, n_sums, 4)])
+
     @device
     def begin(top: Any, total: Any, o: Any) -> None:
         for row in range(2):
             top[row], total[row] = UNSEEN, _ZERO
-        for v in range(n_sums):
-            o[v] = _ZERO
+        clear(top, total, o)
 
     @device
     def query_place(lane: Any) -> Any:
@@ -172,8 +206,7 @@ def prefill_products(head_dim: int, tile: int, row_bytes: int) -> PrefillProduct
         if _ptx.any_lane(is_new) != uint32(0):
             for row in range(2):
                 total[row] = total[row] * shrink[row]
-            for v in range(n_sums):
-                o[v] = o[v] * shrink[v % 4 // 2]
+            scale(shrink, total, o)
         for i in range(n_scores // 4):
             for e in range(4):
                 row = e // 2
@@ -181,6 +214,6 @@ def prefill_products(head_dim: int, tile: int, row_bytes: int) -> PrefillProduct
                 s[4 * i + e] = weight
                 total[row] = total[row] + weight
 
-    return PrefillProducts(begin, query_place, key_place, score, cap, hide, weigh, add)
+    return PrefillProducts(begin, query_place, key_place, score, cap, hide, weigh, add, put)
 
 

@@ -20,7 +20,7 @@ class TileDecoder(NamedTuple):
         are there; others are zeros. rows : uint64 address of token 0; token : a multiple of 8
 
     begin(rows, thread, places) : set places uint32 (places,) for tiles of that head
-    decode(stage, target, places, words, copy, thread) : a stage to float16 rows at a shared address
+    decode(stage, target, places, words, copy) : a stage to float16 rows at a shared address
     """
 
     places: int
@@ -83,7 +83,7 @@ def tile_decoder(
         places[token_at] = token
 
     @device
-    def decode(stage: Any, target: Any, places: Any, words: Any, copy: Any, thread: Any) -> None:
+    def decode(stage: Any, target: Any, places: Any, words: Any, copy: Any) -> None:
         y = cuda.local.array(4, uint32)
         for step in range(steps):
             token = uint32(places[token_at] + uint32(step * at_once))

@@ -12,6 +12,7 @@ WARP_ROWS = 16  # query rows of a warp: those of one product of matrices
 WORD = 16
 SLACK = 2 * WORD  # behind a stage: rows may begin up to 14 bytes late, and the last word read ends beyond them
 N_STAGES = 2
+BOUNDS_BYTES = 16  # of a warp: which tokens some row of it sees, and which all see; those of each row follow
 
 
 class PrefillVariant(NamedTuple):
@@ -75,5 +76,5 @@ def prefill_layout(variant: PrefillVariant) -> PrefillLayout:
     key_stages = values + tile_bytes
     value_stages = key_stages + N_STAGES * stage_bytes(variant.key_format, variant.head_dim, variant.tile)
     bounds = value_stages + N_STAGES * stage_bytes(variant.value_format, variant.head_dim, variant.tile)
-    size = bounds + 8 * variant.n_warps
+    size = bounds + (BOUNDS_BYTES + 8 * WARP_ROWS) * variant.n_warps
     return PrefillLayout(0, value_words, queries, keys, values, key_stages, value_stages, bounds, size)
