@@ -19,6 +19,7 @@ FLOORS = {
     "codebooks": 0,
     "kernels": 1,
     "dumps": 1,
+    "transforms": 2,
     "codecs": 2,
     "policies": 3,
     "training": 3,
@@ -34,6 +35,7 @@ NEIGHBOURS = {
     ("codebooks", "errors"),
     ("formats", "errors"),
     ("codebooks", "text_input"),
+    ("codecs", "transforms"),
     ("export", "evaluation"),
     ("evaluation", "integrations"),  # a language model is evaluated through them
 }

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 @out_option
 @click.option("--windows", type=click.IntRange(1), default=1, show_default=True, help="Windows, each a sequence.")
 @click.option("--rows", type=click.IntRange(0), help="Query rows a head.  [default: a sixteenth of the context]")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the positions of query rows.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of rows and of --fisher.")
+@click.option("--fisher", is_flag=True, help="Measure how much errors of K and V matter, for calibration; slower.")
 @click.option(
     "--dtype",
     type=click.Choice(["float16", "bfloat16", "float32"]),
@@ -37,6 +38,7 @@ def command(
     rows: int | None,
     seed: int,
     dtype: str,
+    fisher: bool,
     force: bool,
     as_json: bool,
     quiet: bool,
@@ -50,7 +52,8 @@ def command(
       turbocode capture --model data/lm-tiny --text data/README.md -o short.h5 --context 64 --rows 8
 
     Windows are consecutive runs of tokens. Keys and queries are those after RoPE; query rows are a sample of the
-    second half of the context. Needs the extra `hf`: pip install 'turbocode[hf]'.
+    second half of the context. With --fisher one pass backward a window measures what the model's predictions mind
+    about errors, which `tune` and `calibrate` use. Needs the extra `hf`: pip install 'turbocode[hf]'.
     """
     from turbocode.dumps import check_output
 
@@ -58,7 +61,7 @@ def command(
     from turbocode.integrations.hf_capture import CaptureSpec, capture_dump
 
     model, text = open_model_and_text(given, quiet)
-    spec = CaptureSpec(given["context"], windows, rows, dtype, given["bos"], seed)
+    spec = CaptureSpec(given["context"], windows, rows, dtype, given["bos"], seed, fisher)
     total = windows * spec.context * len(model.layers)
     with progress("capture", total, quiet) as advance:
         result = capture_dump(model, text, output, spec, force=force, advance=advance)
@@ -75,4 +78,5 @@ def _render(console: Console, result: dict[str, Any]) -> None:
     console.print(
         f"wrote {result['output']}: {size_text(result['n_bytes'])}, {len(result['layers'])} layers, "
         f"{result['n_seqs']} x {result['n_tokens']:,} tokens, {result['n_rows']:,} query rows a head"
+        + (", Fisher information" if result["fisher"] else "")
     )

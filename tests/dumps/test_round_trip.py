@@ -184,3 +184,38 @@ def test_writer_refuses_disorder(tmp_path: Path) -> None:
 def test_metadata_out_of_range(change: dict[str, object]) -> None:
     with pytest.raises(OptionError):
         metadata(**change)
+
+
+FISHER = {
+    "sound": (None, ""),
+    "one side": (lambda file: file.pop("layers/000/values_fisher"), "must both be there"),
+    "shape": (lambda file: _replace(file, np.ones((2, 8, 7))), r"shape is \(2, 8, 7\); expected \(2, 8, 8\)"),
+    "nan": (lambda file: _replace(file, np.full((2, 8, 8), np.nan)), "finite, symmetric and of positive trace"),
+    "not symmetric": (lambda file: _replace(file, np.triu(np.ones((2, 8, 8)))), "symmetric"),
+    "zero": (lambda file: _replace(file, np.zeros((2, 8, 8))), "positive trace"),
+}
+
+
+def _replace(file: h5py.File, values: np.ndarray) -> None:
+    del file["layers/000/keys_fisher"]
+    file["layers/000/keys_fisher"] = values.astype("<f4")
+
+
+@pytest.mark.parametrize("name", FISHER)
+def test_fisher_information(tmp_path: Path, name: str) -> None:
+    spoil, message = FISHER[name]
+
+    def change(file: h5py.File) -> None:
+        for side in ("keys", "values"):
+            file[f"layers/000/{side}_fisher"] = np.stack([np.eye(8), 2 * np.eye(8)]).astype("<f4")
+        if spoil is not None:
+            spoil(file)
+
+    write_plain_dump(tmp_path / "dump.h5", change)
+    if spoil is None:
+        with open_dump(tmp_path / "dump.h5") as dump:
+            found = dump.layers[0].read_fisher("values")
+            assert dump.layers[0].has_fisher and found is not None and np.array_equal(found[1], 2 * np.eye(8))
+        return
+    with pytest.raises(DataError, match=message), open_dump(tmp_path / "dump.h5") as dump:
+        dump.layers[0].read_fisher("keys")

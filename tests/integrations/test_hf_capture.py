@@ -14,6 +14,7 @@ from turbocode.dumps import open_dump
 from turbocode.errors import DataError, OptionError
 from turbocode.integrations.hf_attention import attention_by
 from turbocode.integrations.hf_capture import CaptureSpec, capture_dump
+from turbocode.integrations.hf_fisher import FisherMeter
 from turbocode.integrations.hf_model import open_model
 from turbocode.integrations.hf_text import TextTokens, read_text
 from turbocode.kernels.attention.reference import decode_attention
@@ -78,6 +79,56 @@ def test_a_dump_without_queries(text: Any, tmp_path: Path) -> None:
     capture_dump(tiny_model("llama"), text, tmp_path / "dump.h5", CaptureSpec(CONTEXT, WINDOWS, 0))
     with open_dump(tmp_path / "dump.h5") as dump:
         assert [layer.n_rows for layer in dump.layers] == [0, 0]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_the_fisher_information_is_that_of_finite_differences(family: str, text: Any, tmp_path: Path) -> None:
+    """KL(exact || an error in one key or value) is 1/2 e^T F e; errors of all tokens of one side add up."""
+    model = tiny_model(family)
+    with torch.no_grad():
+        for parameter in model.model.parameters():
+            parameter.mul_(0.7)  # less sure of its words: fewer draws will do
+    meter = FisherMeter(model, seed=1)
+    window = text.windows(WINDOWS, CONTEXT, False)[0]
+    for _ in range(40):
+        meter.add(window)
+    rng = np.random.default_rng(0)
+    exact = torch.log_softmax(model.head(model.states(window)).detach().double(), -1)
+    for shape in model.layers:
+        for side in ("keys", "values"):
+            metric, found, expected = meter.metric(shape.layer_index, side), 0.0, 0.0
+            assert metric.shape == (2, 32, 32) and np.array_equal(metric, metric.transpose(0, 2, 1))
+            for _ in range(20):
+                direction = rng.standard_normal((2, CONTEXT, 32)) * 1e-2
+
+                def disturb(call: Any, side: str = side, error: Any = direction, at: int = shape.layer_index) -> Any:
+                    if call.layer_index == at:
+                        getattr(call, side).add_(torch.from_numpy(error.astype(np.float32))[None])
+                    return call.plain()
+
+                with attention_by(model.model, disturb), torch.no_grad():
+                    log_q = torch.log_softmax(model.head(model.states(window)).double(), -1)
+                found += float((exact.exp() * (exact - log_q)).sum())
+                expected += 0.5 * float(np.einsum("jtd,jde,jte->", direction, metric, direction))
+            assert found == pytest.approx(expected, rel=0.25), (shape.layer_index, side)
+    assert all(parameter.requires_grad for parameter in model.model.parameters())
+
+
+def test_a_dump_with_fisher_information(text: Any, tmp_path: Path) -> None:
+    model, plain, measured = tiny_model("qwen2"), tmp_path / "plain.h5", tmp_path / "measured.h5"
+    capture_dump(model, text, plain, CaptureSpec(CONTEXT, WINDOWS))
+    assert capture_dump(model, text, measured, CaptureSpec(CONTEXT, WINDOWS, fisher=True))["fisher"] is True
+    with open_dump(plain) as without, open_dump(measured) as dump:
+        assert without.layers[0].read_fisher("keys") is None and not without.layers[0].has_fisher
+        assert dump.content_sha256() == without.content_sha256() and dump.integrity == "checksummed"
+        meter = FisherMeter(model)
+        for window in text.windows(WINDOWS, CONTEXT, False):
+            meter.add(window)
+        for layer, shape in zip(dump.layers, model.layers, strict=True):
+            for side in ("keys", "values"):
+                found = layer.read_fisher(side)
+                assert found is not None and found.dtype == np.float32
+                np.testing.assert_allclose(found, meter.metric(shape.layer_index, side), rtol=1e-6)
 
 
 def test_learned_sinks_have_no_place_in_a_dump(text: Any, tmp_path: Path) -> None:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from turbocode.codecs.codec import Codec
+from turbocode.codecs.coder import Coder, plain_codec
+from turbocode.codecs.multirate_codec import MultirateCodec
 from turbocode.errors import OptionError
 from turbocode.kernels.attention import PackedSide
 
 
-def packed_side(codec: Codec, blocks: NDArray[np.uint8]) -> PackedSide:
+def packed_side(coder: Coder, blocks: NDArray[np.uint8]) -> PackedSide:
     """Blocks uint8 (n_seqs, n_kv_heads, n_tokens, bytes_per_vector) with the codebooks to read them."""
+    if isinstance(coder, MultirateCodec):
+        return PackedSide(np.ascontiguousarray(blocks), coder.block_format, coder.packed_tables())
+    codec = plain_codec(coder)
+    if codec is None:
+        raise OptionError(f"packed attention does not read blocks of {coder.name}")
     n_tables = len(codec.codebooks) or 1
     if n_tables > 1 and n_tables != blocks.shape[1]:
         raise OptionError(f"{codec.name} has codebooks of {n_tables} heads; the blocks have {blocks.shape[1]}")
@@ -23,9 +30,9 @@ def packed_side(codec: Codec, blocks: NDArray[np.uint8]) -> PackedSide:
 
 def decode_attention(
     queries: NDArray[Any],
-    key_codec: Codec,
+    key_codec: Coder,
     key_blocks: NDArray[np.uint8],
-    value_codec: Codec,
+    value_codec: Coder,
     value_blocks: NDArray[np.uint8],
     last_token: NDArray[np.integer[Any]],
     *,
@@ -70,17 +77,43 @@ def decode_attention(
         raise OptionError(
             f"last_token runs from {last_token.min()} to {last_token.max()}; allowed: -1 to {n_tokens - 1}"
         )
+    for codec in (key_codec, value_codec):
+        if codec.n_heads not in (1, n_kv_heads):
+            raise OptionError(f"{codec.name} is for {codec.n_heads} KV heads; the blocks have {n_kv_heads}")
+    offsets = by_head(key_codec, key_codec.logit_offset, queries, n_kv_heads)
     output, lse = cpu.decode_attention(
-        key_codec.rotate(queries),
+        by_head(key_codec, key_codec.rotate, queries, n_kv_heads),
         keys,
         values,
         last_token.astype(np.int64) - (first_token or 0),
         scale=scale,
         window=window,
         softcap=softcap,
+        offsets=offsets if softcap else None,
         n_splits=n_splits,
     )
-    return value_codec.unrotate(output), lse
+    output = without_unseen(by_head(value_codec, value_codec.unrotate, output, n_kv_heads), lse)
+    return output, lse if softcap else with_offsets(lse, offsets, scale)
+
+
+def by_head(coder: Coder, change: Callable[[NDArray[Any], int], Any], vectors: NDArray[Any], n_kv_heads: int) -> Any:
+    """change(vectors, head), a verb of the coder, of each KV head's vectors (n_seqs, n_query_heads, ...), in order."""
+    if coder.n_heads == 1:
+        return change(vectors, 0)
+    group = vectors.shape[1] // n_kv_heads
+    parts = [change(vectors[:, head * group : (head + 1) * group], head) for head in range(n_kv_heads)]
+    return None if parts[0] is None else np.concatenate(parts, axis=1)
+
+
+def without_unseen(output: NDArray[np.float32], lse: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The outputs, 0 where a row saw no token: a shift of the values made them something else."""
+    output[np.isneginf(lse)] = 0.0
+    return output
+
+
+def with_offsets(lse: NDArray[np.float32], offsets: NDArray[np.float32] | None, scale: float) -> NDArray[np.float32]:
+    """The log-sum-exp of logits that all lack scale * offsets of their query."""
+    return lse if offsets is None else (lse + np.float32(scale) * offsets).astype(np.float32)
 
 
 def merge_attention(

@@ -79,6 +79,16 @@ class Codec:
         """Stored bits per value, everything counted."""
         return 8 * self.bytes_per_vector / self.head_dim
 
+    @property
+    def constant_bits(self) -> float:
+        """Bits per value of what is stored once for a layer: none, codebooks come with the software."""
+        return 0.0
+
+    @property
+    def n_heads(self) -> int:
+        """KV heads that have a codebook of their own, 1 where all share one."""
+        return max(1, len(self.codebooks))
+
     def for_head(self, head: int) -> Codec:
         """This codec with the codebook of one KV head."""
         return replace(self, codebooks=(self.codebooks[head],)) if len(self.codebooks) > 1 else self
@@ -143,19 +153,26 @@ class Codec:
         values = cpu.decode(groups, self.block_format, rotation, self.tables(head)[0])
         return values.reshape(*blocks.shape[:-1], self.head_dim)
 
-    def rotate(self, vectors: NDArray[Any]) -> NDArray[np.float32]:
+    def rotate(self, vectors: NDArray[Any], head: int = 0) -> NDArray[np.float32]:
         """Queries float32 (..., head_dim) in the basis of the blocks, that of decode(..., unrotate=False)."""
         from turbocode.kernels.fwht import cpu
 
         groups = np.ascontiguousarray(vectors, dtype=np.float32).reshape(-1, self.block_format.group_size)
         return cpu.rotate(groups, self.rotation).reshape(np.shape(vectors))
 
-    def unrotate(self, vectors: NDArray[Any]) -> NDArray[np.float32]:
+    def unrotate(self, vectors: NDArray[Any], head: int = 0) -> NDArray[np.float32]:
         """Attention outputs float32 (..., head_dim) back in the model's basis; the inverse of `rotate`."""
         from turbocode.kernels.fwht import cpu
 
         groups = np.ascontiguousarray(vectors, dtype=np.float32).reshape(-1, self.block_format.group_size)
         return cpu.unrotate(groups, self.rotation).reshape(np.shape(vectors))
+
+    def logit_offset(self, vectors: NDArray[Any], head: int = 0) -> None:
+        """Logits over the blocks lack nothing."""
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Nothing: the description holds all of it."""
+        return {}
 
     def describe(self) -> dict[str, Any]:
         """The codec as a JSON object, codebooks included, that `codec_from_description` reads back without loss."""

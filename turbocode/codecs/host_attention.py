@@ -7,8 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from turbocode.codecs.attention import by_head, with_offsets, without_unseen
 from turbocode.codecs.codec import Codec
+from turbocode.codecs.coder import Coder, plain_codec
 from turbocode.codecs.gpu_attention import GpuAttention
+from turbocode.codecs.transformed import TransformedCodec
+from turbocode.errors import OptionError
 
 MAX_KEPT = 64  # pairs of codecs whose tables stay on the GPU
 
@@ -29,9 +33,9 @@ class HostAttention:
     def __call__(
         self,
         queries: NDArray[Any],
-        key_codec: Codec,
+        key_codec: Coder,
         key_blocks: NDArray[np.uint8],
-        value_codec: Codec,
+        value_codec: Coder,
         value_blocks: NDArray[np.uint8],
         last_token: NDArray[np.integer[Any]],
         *,
@@ -40,12 +44,20 @@ class HostAttention:
         softcap: float = 0.0,
         first_token: int | None = None,
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """(output, lse) float32. Raises OptionError for shapes that disagree."""
-        queries = np.asarray(queries, np.float32)
+        """(output, lse) float32. Raises OptionError for shapes that disagree, and for what the GPU cannot attend to."""
+        queries, n_kv_heads = np.asarray(queries, np.float32), key_blocks.shape[1]
+        offsets = by_head(key_codec, key_codec.logit_offset, queries, n_kv_heads)
+        if softcap and offsets is not None:
+            raise OptionError(
+                f"{key_codec.name} under a softcap needs its means added to logits, which the GPU does not do",
+                hint="--device cpu",
+            )
+        if isinstance(key_codec, TransformedCodec):
+            queries = by_head(key_codec, key_codec.to_queries, queries, n_kv_heads)
         given = queries, key_blocks, value_blocks, np.asarray(last_token, np.int32)
         arrays = [self._on_gpu(array) for array in given]
         out, lse = (self._gpu.empty(shape, "float32") for shape in (queries.shape, queries.shape[:-1]))
-        self._attention(key_codec, value_codec)(
+        self._attention(_plain(key_codec), _plain(value_codec))(
             *arrays,
             scale=scale,
             window=window,
@@ -59,7 +71,10 @@ class HostAttention:
         for source, target in zip((out, lse), found, strict=True):
             self._gpu.download(source, target)
         self._gpu.wait()
-        return found
+        output, sums = found
+        if isinstance(value_codec, TransformedCodec):
+            output = without_unseen(by_head(value_codec, value_codec.to_outputs, output, n_kv_heads), sums)
+        return output, with_offsets(sums, offsets, scale)
 
     def _on_gpu(self, host: NDArray[Any]) -> Any:
         array = self._gpu.empty(host.shape, str(host.dtype))
@@ -75,3 +90,10 @@ class HostAttention:
             # With its codecs, so that no other codec gets their number.
             self._attentions[key] = GpuAttention(key_codec, value_codec), key_codec, value_codec
         return self._attentions[key][0]
+
+
+def _plain(coder: Coder) -> Codec:
+    codec = plain_codec(coder)
+    if codec is None:
+        raise OptionError(f"the GPU does not attend to blocks of {coder.name}", hint="--device cpu")
+    return codec

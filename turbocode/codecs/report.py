@@ -42,6 +42,13 @@ class EncodeReport:
         *totals, first_nonfinite = summarise(moments, flags, groups_per_vector)
         return cls(len(moments) // groups_per_vector, *totals), first_nonfinite
 
+    @classmethod
+    def of_vectors(cls, exact: NDArray[Any], decoded: NDArray[Any]) -> tuple[EncodeReport, int]:
+        """(report, first vector that is not finite or -1) of vectors (..., head_dim) and what they are decoded to."""
+        x, y = (np.asarray(a, np.float64).reshape(-1, np.shape(a)[-1]) for a in (exact, decoded))
+        moments = np.stack([(x * x).sum(1), ((x - y) ** 2).sum(1), (x * y).sum(1), (y * y).sum(1)], axis=1)
+        return cls.from_moments(moments, np.zeros(len(x), dtype=np.uint8))
+
     def add(self, other: EncodeReport) -> None:
         """Add the totals of other vectors to these."""
         self.n_vectors += other.n_vectors

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from turbocode.codecs.codec import Codec
+from turbocode.codecs.coder import Coder
 from turbocode.codecs.gpu_codec import GpuCodec
 from turbocode.codecs.report import EncodeReport
 from turbocode.errors import DataError
@@ -44,7 +45,7 @@ class CpuSlabCoder:
 
     depth = 1
 
-    def __init__(self, codec: Codec) -> None:
+    def __init__(self, codec: Coder) -> None:
         self._codec = codec
 
     def submit_encode(self, values: NDArray[Any], head: int) -> Job:
@@ -158,16 +159,20 @@ class GpuSlabCoder:
 
 
 class SlabCoders:
-    """The coders of codecs on one device: a GPU's number, or None for the CPU."""
+    """The coders of codecs on one device: a GPU's number, or None for the CPU.
+
+    Codecs behind transforms, and those of kinds that have no kernels there, are coded on the CPU, with equal bytes.
+    """
 
     def __init__(self, device: int | None) -> None:
         self._slots = None if device is None else _Slots(device)
         self._coders: dict[int, SlabCoder] = {}
 
-    def of(self, codec: Codec) -> SlabCoder:
+    def of(self, codec: Coder) -> SlabCoder:
         """The coder of a codec; made once."""
         coder = self._coders.get(id(codec))
         if coder is None:
-            coder = CpuSlabCoder(codec) if self._slots is None else GpuSlabCoder(codec, self._slots)
+            is_on_gpu = self._slots is not None and isinstance(codec, Codec)
+            coder = GpuSlabCoder(codec, self._slots) if is_on_gpu else CpuSlabCoder(codec)  # type: ignore[arg-type]
             self._coders[id(codec)] = coder  # a coder keeps its codec, so that the number stays its own
         return coder

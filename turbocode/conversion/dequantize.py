@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from turbocode.codecs import codec_from_description
+from turbocode.codecs import coder_from_description
 from turbocode.codecs.slab_coder import Job, SlabCoders
 from turbocode.conversion.slabs import slab_tokens, slabs
 from turbocode.dumps import QuantizedFile, create_dump
@@ -59,7 +59,7 @@ def dequantize_file(
             size = slab_tokens(metadata.head_dim, 1, max_memory)
             for side in SIDES:
                 stored = layer.side(side)
-                codec = codec_from_description(stored.codec, file=quantized.path)
+                codec = coder_from_description(stored.codec, stored.arrays(), file=quantized.path)
                 coder = coders.of(codec)
                 under_way: deque[tuple[int, int, int, Job]] = deque()
 

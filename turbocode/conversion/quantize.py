@@ -11,13 +11,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from turbocode.codecs import Codec, EncodeReport
+from turbocode.codecs import Coder, EncodeReport, plain_codec
 from turbocode.codecs.slab_coder import Job, SlabCoders
 from turbocode.conversion.slabs import slab_tokens, slabs
 from turbocode.dumps import Dump, create_quantized
 from turbocode.formats.block_format import FLOAT16_BITS
 from turbocode.formats.sides import SIDES
-from turbocode.policies import Recipe, resolve_codec
+from turbocode.policies import Recipe, resolve_coder
 from turbocode.provenance import provenance
 
 AnyPath = str | os.PathLike[str]
@@ -28,16 +28,19 @@ Advance = Callable[[int], None]
 class QuantizePlan:
     """Which codec every layer and side gets, and what the result will weigh.
 
-    codecs : (layer name, side) -> Codec; n_values : values in the cache; n_bytes : bytes of their blocks
+    codecs : (layer name, side) -> Coder; n_values : values in the cache; n_bytes : bytes of their blocks
+    constant_bits : bits of the codecs' constants that these values answer for
     """
 
-    codecs: dict[tuple[str, str], Codec]
+    codecs: dict[tuple[str, str], Coder]
     n_values: int
     n_bytes: int
+    constant_bits: float
 
     @property
     def bits_per_value(self) -> float:
-        return 8 * self.n_bytes / self.n_values
+        """Bits of blocks a value, and its share of the constants, counted as Coder.constant_bits."""
+        return (8 * self.n_bytes + self.constant_bits) / self.n_values
 
     @property
     def compression(self) -> float:
@@ -49,17 +52,18 @@ def plan_quantize(dump: Dump, recipe: Recipe) -> QuantizePlan:
     """The plan of `recipe` for `dump`. Raises OptionError for codecs that do not fit its head_dim or its layers."""
     metadata = dump.metadata
     recipe.check_layers(metadata.n_layers)
-    codecs: dict[tuple[str, str], Codec] = {}
+    codecs: dict[tuple[str, str], Coder] = {}
     n_vectors = n_bytes = 0
+    constant_bits = 0.0
     for number, layer in enumerate(dump.layers):
         for side in SIDES:
-            spec = recipe.codec_for(number, side)
-            codec = resolve_codec(spec, metadata.head_dim, layer=layer.name, side=side, n_kv_heads=metadata.n_kv_heads)
+            codec = resolve_coder(recipe, number, side, metadata.head_dim, metadata.n_kv_heads)
             codecs[layer.name, side] = codec
             count = layer.n_seqs * metadata.n_kv_heads * layer.n_tokens
             n_vectors += count
             n_bytes += count * codec.bytes_per_vector
-    return QuantizePlan(codecs, n_vectors * metadata.head_dim, n_bytes)
+            constant_bits += count * metadata.head_dim * codec.constant_bits
+    return QuantizePlan(codecs, n_vectors * metadata.head_dim, n_bytes, constant_bits)
 
 
 def quantize_dump(
@@ -107,7 +111,9 @@ def quantize_dump(
             size = slab_tokens(dump.metadata.head_dim, layer.chunk_tokens, max_memory)
             for side in SIDES:
                 codec = plan.codecs[layer.name, side]
-                blocks = target.add_side(side, codec=codec.describe(), bytes_per_vector=codec.bytes_per_vector)
+                blocks = target.add_side(
+                    side, codec=codec.describe(), bytes_per_vector=codec.bytes_per_vector, arrays=codec.arrays()
+                )
                 report, coder = EncodeReport(), coders.of(codec)
                 under_way: deque[tuple[int, int, int, Job]] = deque()
                 for seq in range(layer.n_seqs):
@@ -163,13 +169,14 @@ def _digest_in_background(dump: Dump) -> Iterator[Callable[[], str]]:
             is_over.set()
 
 
-def _row(layer: str, side: str, codec: Codec, report: EncodeReport) -> dict[str, Any]:
+def _row(layer: str, side: str, codec: Coder, report: EncodeReport) -> dict[str, Any]:
+    plain = plain_codec(codec)
     return {
         "layer": layer,
         "side": side,
         "codec": codec.name,
-        "rotation": codec.rotation.kind,
-        "norm_mode": codec.norm_mode if codec.block_format.has_codebook else None,
+        "rotation": plain.rotation.kind if plain else None,
+        "norm_mode": plain.norm_mode if plain and plain.block_format.has_codebook else None,
         "bits_per_value": codec.bits_per_value,
         **report.to_json(),
     }

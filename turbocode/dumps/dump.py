@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from turbocode.dumps.digest import dump_digest
-from turbocode.dumps.dump_schema import KINDS, DumpFacts, LayerFacts, read_dump_facts
+from turbocode.dumps.dump_schema import KINDS, DumpFacts, LayerFacts, fisher_name, read_dump_facts
 from turbocode.dumps.metadata import DumpMetadata
 from turbocode.dumps.source import Source
 from turbocode.dumps.value_types import from_bits, nonfinite_mask
@@ -99,6 +99,18 @@ class Dump:
             self.nonfinite_replaced += int(np.count_nonzero(bad))
         return from_bits(bits, self.metadata.logical_dtype)
 
+    def _fisher(self, layer: LayerFacts, side: str) -> NDArray[np.float32]:
+        where = f"/layers/{layer.name}/{fisher_name(side)}"
+        shape = self._source.inventory.datasets[where].shape
+        metric = from_bits(self._source.read(where, (0, 0, 0), shape), "float32")
+        trace = metric.trace(axis1=1, axis2=2)
+        turned = metric.transpose(0, 2, 1)
+        if not (
+            np.isfinite(metric).all() and (trace > 0).all() and np.allclose(metric, turned, 1e-4, 1e-6 * trace.max())
+        ):
+            raise DataError("is not finite, symmetric and of positive trace", file=self.path, object=where)
+        return metric
+
     def _positions(self, layer: LayerFacts) -> NDArray[np.int64]:
         if layer.positions is None:
             return np.empty((layer.n_seqs, 0), dtype=np.int64)
@@ -153,6 +165,18 @@ class DumpLayer:
                 f"there are {n_seqs} sequences, {n_heads} heads and {length} entries"
             )
         return self._dump._read(self._facts, kind, seq, head, start, last)
+
+    @property
+    def has_fisher(self) -> bool:
+        """Whether the Fisher information of keys and values is there."""
+        return self._facts.has_fisher
+
+    def read_fisher(self, side: str) -> NDArray[np.float32] | None:
+        """E[g g^T] of `keys` or `values`, float32 (n_kv_heads, head_dim, head_dim), symmetric; None if it is not there.
+
+        Errors : DataError for damaged data, or a matrix that is not finite, symmetric and of positive trace.
+        """
+        return self._dump._fisher(self._facts, side) if self.has_fisher else None
 
     def query_positions(self) -> NDArray[np.int64]:
         """Positions, int64 (n_seqs, n_rows): row r sees tokens 0 to position inclusive; all in 0..n_tokens-1."""

@@ -15,6 +15,7 @@ from turbocode.dumps.metadata import (
     read_metadata,
 )
 from turbocode.dumps.value_types import STORED_AS
+from turbocode.formats.sides import SIDES
 
 DUMP_FORMAT = "turbocode-kv-dump"
 DUMP_VERSION = 1
@@ -23,9 +24,17 @@ KINDS = ("keys", "values", "queries")
 MAX_INDEX_VALUES = 1 << 25
 
 
+def fisher_name(side: str) -> str:
+    """The dataset of a layer that holds the Fisher information of `keys` or `values`."""
+    return f"{side}_fisher"
+
+
 @dataclass(frozen=True)
 class LayerFacts:
-    """One layer of a dump: its attributes, its counts (n_rows 0 without queries) and its datasets by kind."""
+    """One layer of a dump: its attributes, its counts (n_rows 0 without queries) and its datasets by kind.
+
+    has_fisher : whether the Fisher information of keys and values is there; it is no part of the digest
+    """
 
     name: str
     metadata: LayerMetadata
@@ -34,6 +43,7 @@ class LayerFacts:
     n_rows: int
     datasets: dict[str, DatasetFacts]
     positions: DatasetFacts | None
+    has_fisher: bool
 
 
 @dataclass(frozen=True)
@@ -96,7 +106,22 @@ def _layer(inventory: Inventory, metadata: DumpMetadata, name: str) -> LayerFact
         _check(inventory, f"{path}/queries", queries, query_shape, stored)
         _check(inventory, f"{path}/query_positions", positions, (n_seqs, n_rows), ("int64",))
         datasets["queries"] = queries
-    return LayerFacts(name, read_layer_metadata(inventory, path), n_seqs, n_tokens, n_rows, datasets, positions)
+    has_fisher = _has_fisher(inventory, metadata, path)
+    about = read_layer_metadata(inventory, path)
+    return LayerFacts(name, about, n_seqs, n_tokens, n_rows, datasets, positions, has_fisher)
+
+
+def _has_fisher(inventory: Inventory, metadata: DumpMetadata, path: str) -> bool:
+    found = {side: inventory.datasets.get(f"{path}/{fisher_name(side)}") for side in SIDES}
+    if (found["keys"] is None) != (found["values"] is None):
+        inventory.refuse(
+            path, f"{fisher_name('keys')} and {fisher_name('values')} must both be there or both be absent"
+        )
+    for side, facts in found.items():
+        if facts is not None:
+            shape = (metadata.n_kv_heads, metadata.head_dim, metadata.head_dim)
+            _check(inventory, f"{path}/{fisher_name(side)}", facts, shape, ("float32",))
+    return found["keys"] is not None
 
 
 def _check(

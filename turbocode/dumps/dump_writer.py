@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from turbocode.dumps.atomic import AnyPath
-from turbocode.dumps.dump_schema import DUMP_FORMAT, DUMP_VERSION
+from turbocode.dumps.dump_schema import DUMP_FORMAT, DUMP_VERSION, fisher_name
 from turbocode.dumps.hdf5 import h5py
 from turbocode.dumps.hdf5_output import HDF5Output, hdf5_output, put_text
 from turbocode.dumps.metadata import DumpMetadata
@@ -161,6 +161,16 @@ class LayerWriter:
             raise OptionError(f"query positions are {found}; allowed is 0 to {self.n_tokens - 1}")
         _write_index(self._output, self._group, "query_positions", positions, "<i8")
         self._has_positions = True
+
+    def write_fisher(self, side: str, metric: NDArray[Any]) -> None:
+        """Write E[g g^T] of `keys` or `values`, finite floats (n_kv_heads, head_dim, head_dim); both sides or none."""
+        shape = (self._metadata.n_kv_heads, self._metadata.head_dim, self._metadata.head_dim)
+        if metric.shape != shape or not np.isfinite(metric).all():
+            raise OptionError(f"Fisher information of shape {metric.shape} was written; expected finite {shape}")
+        dataset = self._output.dataset(self._group, fisher_name(side), shape, "<f4")
+        for head, rows in enumerate(metric):
+            dataset.write((head,), 0, rows)
+        dataset.finish()
 
     def finish(self) -> None:
         """Seal the datasets with their SHA-256; errors if anything is missing."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 
+from turbocode.dumps.calibration import CALIBRATION_FORMAT
 from turbocode.dumps.dump_schema import DUMP_FORMAT
 from turbocode.dumps.guard import take_stock
 from turbocode.dumps.quantized_schema import QUANTIZED_FORMAT
 from turbocode.errors import DataError
 
-_KINDS = {DUMP_FORMAT: "dump", QUANTIZED_FORMAT: "quantized"}
+_KINDS = {DUMP_FORMAT: "dump", QUANTIZED_FORMAT: "quantized", CALIBRATION_FORMAT: "calibration"}
 
 
 def file_kind(path: str | os.PathLike[str]) -> str:

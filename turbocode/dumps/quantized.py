@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from turbocode.dumps.digest import c_order_blocks
 from turbocode.dumps.quantized_schema import QuantizedFacts, QuantizedLayerFacts, SideFacts, read_quantized_facts
 from turbocode.dumps.source import Source
+from turbocode.dumps.stored_arrays import read_arrays
 from turbocode.errors import OptionError
 from turbocode.formats.sides import SIDES
 
@@ -99,6 +100,10 @@ class QuantizedSide:
                 f"there are {n_seqs} sequences, {n_heads} heads and {n_tokens} tokens"
             )
         return self._source.read(self._facts.path, (seq, head, start, 0), (1, 1, last - start, width))[0, 0]
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """The constants that the codec's description refers to by name. Raises DataError for damaged ones."""
+        return read_arrays(self._source, self._facts.arrays)
 
     def compute_sha256(self, advance: Callable[[int], None] | None = None) -> str:
         """Hex digest of all blocks in C order, to compare with `stored_sha256`; `advance` is called with bytes read."""

@@ -17,22 +17,28 @@ from turbocode.dumps.metadata import (
     read_layer_metadata,
     read_metadata,
 )
+from turbocode.dumps.stored_arrays import ArrayFacts, array_facts
 from turbocode.formats.sides import SIDES
 
 QUANTIZED_FORMAT = "turbocode-quantized"
 QUANTIZED_VERSION = 1
+ARRAYS = "arrays"  # the group of a side's constants
 _HEX = frozenset("0123456789abcdef")
 
 
 @dataclass(frozen=True)
 class SideFacts:
-    """Keys or values of one layer: path of the blocks, their shape, codec and report as JSON objects, SHA-256."""
+    """Keys or values of one layer: path of the blocks, their shape, codec and report as JSON objects, SHA-256.
+
+    arrays : what the codec's description refers to by name
+    """
 
     path: str
     shape: tuple[int, ...]
     codec: dict[str, Any]
     report: dict[str, Any]
     sha256: str
+    arrays: dict[str, ArrayFacts]
 
 
 @dataclass(frozen=True)
@@ -64,9 +70,9 @@ def read_quantized_facts(inventory: Inventory) -> QuantizedFacts:
     layers = tuple(_layer(inventory, metadata, name) for name in layer_names(inventory, metadata.n_layers))
     return QuantizedFacts(
         metadata=metadata,
-        dump_sha256=_digest(inventory, "/", "dump_sha256"),
-        recipe=_json(inventory, "/", "recipe"),
-        provenance=_json(inventory, "/", "provenance"),
+        dump_sha256=read_digest(inventory, "/", "dump_sha256"),
+        recipe=read_json(inventory, "/", "recipe"),
+        provenance=read_json(inventory, "/", "provenance"),
         layers=layers,
     )
 
@@ -94,22 +100,25 @@ def _side(inventory: Inventory, metadata: DumpMetadata, path: str) -> SideFacts:
     return SideFacts(
         where,
         blocks.shape,
-        _json(inventory, path, "codec"),
-        _json(inventory, path, "report"),
-        _digest(inventory, where, "sha256"),
+        read_json(inventory, path, "codec"),
+        read_json(inventory, path, "report"),
+        read_digest(inventory, where, "sha256"),
+        array_facts(inventory, f"{path}/{ARRAYS}") if f"{path}/{ARRAYS}" in inventory.groups else {},
     )
 
 
-def _digest(inventory: Inventory, path: str, name: str) -> str:
+def read_digest(inventory: Inventory, path: str, name: str) -> str:
+    """A string attribute that is a SHA-256 in hex. Raises DataError."""
     value = inventory.label(path, name)
     if len(value) != 64 or not _HEX.issuperset(value):
         inventory.refuse(path, f"attribute {name!r} must be a SHA-256 in 64 hex digits")
     return value
 
 
-def _json(inventory: Inventory, path: str, name: str) -> dict[str, Any]:
+def read_json(inventory: Inventory, path: str, name: str) -> dict[str, Any]:
+    """A JSON attribute that matches its checksum. Raises DataError."""
     text = inventory.text(path, name)
-    if hashlib.sha256(text.encode()).hexdigest() != _digest(inventory, path, f"{name}_sha256"):
+    if hashlib.sha256(text.encode()).hexdigest() != read_digest(inventory, path, f"{name}_sha256"):
         inventory.refuse(path, f"attribute {name!r} does not match its checksum: the file is damaged")
 
     def no_constant(constant: str) -> NoReturn:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +14,8 @@ from turbocode.dumps.dump_writer import put_layer, put_metadata
 from turbocode.dumps.hdf5 import h5py
 from turbocode.dumps.hdf5_output import HDF5Output, hdf5_output, put_json, put_text
 from turbocode.dumps.metadata import DumpMetadata
-from turbocode.dumps.quantized_schema import QUANTIZED_FORMAT, QUANTIZED_VERSION
+from turbocode.dumps.quantized_schema import ARRAYS, QUANTIZED_FORMAT, QUANTIZED_VERSION
+from turbocode.dumps.stored_arrays import write_arrays
 from turbocode.errors import OptionError, OutputError
 from turbocode.formats.sides import SIDES
 
@@ -87,11 +88,21 @@ class QuantizedLayerWriter:
         self._output, self._group, self._shape = output, group, shape
         self._sides: dict[str, SideWriter] = {}
 
-    def add_side(self, side: str, *, codec: dict[str, Any], bytes_per_vector: int) -> SideWriter:
-        """SideWriter of the keys or the values, whose blocks `codec` describes."""
+    def add_side(
+        self,
+        side: str,
+        *,
+        codec: dict[str, Any],
+        bytes_per_vector: int,
+        arrays: Mapping[str, NDArray[Any]] | None = None,
+    ) -> SideWriter:
+        """SideWriter of the keys or the values, whose blocks `codec` describes; arrays : what it refers to by name."""
         if side not in SIDES or side in self._sides:
             raise OptionError(f"side {side!r} was added; allowed are keys and values, once each")
-        writer = SideWriter(self._output, self._group.create_group(side), (*self._shape, bytes_per_vector), codec)
+        group = self._group.create_group(side)
+        writer = SideWriter(self._output, group, (*self._shape, bytes_per_vector), codec)
+        if arrays:
+            write_arrays(self._output, group.create_group(ARRAYS), arrays)
         self._sides[side] = writer
         return writer
 

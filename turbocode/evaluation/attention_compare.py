@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from turbocode.codecs import Codec, EncodeReport, codec_from_description
+from turbocode.codecs import Coder, EncodeReport, coder_from_description
 from turbocode.codecs.attention import decode_attention, merge_attention
 from turbocode.conversion.quantize import QuantizePlan
 from turbocode.conversion.slabs import slabs
@@ -29,7 +29,7 @@ Attend = Callable[..., tuple[NDArray[np.float32], NDArray[np.float32]]]  # with 
 class BlockSource(Protocol):
     """Where the blocks of a comparison come from."""
 
-    def codec(self, layer: str, side: str) -> Codec: ...
+    def codec(self, layer: str, side: str) -> Coder: ...
 
     def blocks(
         self, layer: str, side: str, seq: int, head: int, start: int, exact: NDArray[Any]
@@ -42,7 +42,7 @@ class EncodedNow:
 
     plan: QuantizePlan
 
-    def codec(self, layer: str, side: str) -> Codec:
+    def codec(self, layer: str, side: str) -> Coder:
         return self.plan.codecs[layer, side]
 
     def blocks(self, layer: str, side: str, seq: int, head: int, start: int, exact: NDArray[Any]) -> NDArray[np.uint8]:
@@ -57,10 +57,11 @@ class StoredBlocks:
             raise DataError(f"was not made from {dump.path}: the SHA-256 of the dump differs", file=quantized.path)
         self._sides = {(layer.name, side): layer.side(side) for layer in quantized.layers for side in SIDES}
         self._codecs = {
-            key: codec_from_description(side.codec, file=quantized.path) for key, side in self._sides.items()
+            key: coder_from_description(side.codec, side.arrays(), file=quantized.path)
+            for key, side in self._sides.items()
         }
 
-    def codec(self, layer: str, side: str) -> Codec:
+    def codec(self, layer: str, side: str) -> Coder:
         return self._codecs[layer, side]
 
     def blocks(self, layer: str, side: str, seq: int, head: int, start: int, exact: NDArray[Any]) -> NDArray[np.uint8]:
@@ -186,7 +187,7 @@ def _compare_layer(
                     exact[side] = layer.read(side, seq, head, start, stop)
                     blocks[side] = source.blocks(layer.name, side, seq, head, start, exact[side])
                     decoded[side] = codecs[side].decode(blocks[side])
-                    costs[side].add(_cost(exact[side], decoded[side]))
+                    costs[side].add(EncodeReport.of_vectors(exact[side], decoded[side])[0])
                 comparison.add(start, exact["keys"], exact["values"], decoded["keys"], decoded["values"])
                 packed.add(start, codecs, blocks)
                 if advance:
@@ -219,7 +220,7 @@ class _PackedHead:
         self._positions, self._scale, self._layer = positions[None], scale, layer
         self._merged: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
 
-    def add(self, start: int, codecs: dict[str, Codec], blocks: dict[str, NDArray[np.uint8]]) -> None:
+    def add(self, start: int, codecs: dict[str, Coder], blocks: dict[str, NDArray[np.uint8]]) -> None:
         """Attend over the blocks (n, bytes_per_vector) of tokens start, start + 1, ..."""
         piece = self._attend(
             self._queries,
@@ -252,9 +253,3 @@ def tile_tokens(n_rows: int, head_dim: int, max_memory: int) -> int:
             hint=f"--max-memory {MIN_TILE_TOKENS * per_token} is enough",
         )
     return int(tokens)
-
-
-def _cost(exact: NDArray[Any], decoded: NDArray[np.float32]) -> EncodeReport:
-    x, y = exact.astype(np.float64), decoded.astype(np.float64)
-    moments = np.stack([(x * x).sum(1), ((x - y) ** 2).sum(1), (x * y).sum(1), (y * y).sum(1)], axis=1)
-    return EncodeReport.from_moments(moments, np.zeros(len(x), dtype=np.uint8))[0]

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from turbocode.codecs import codec_from_description
+from turbocode.codecs import coder_from_description
 from turbocode.dumps import Dump, DumpLayer, QuantizedFile, QuantizedLayer, file_kind, open_dump, open_quantized
 from turbocode.dumps.isolation import rehearse
 from turbocode.errors import DataError, OptionError, QualityError, TurbocodeError
@@ -102,6 +102,11 @@ def _verify_dump(dump: Dump, findings: _Findings, advance: Advance) -> dict[str,
             layer.query_positions()
         except DataError as error:
             findings.damage(f"/layers/{layer.name}/query_positions", error)
+        for side in SIDES:
+            try:
+                layer.read_fisher(side)
+            except DataError as error:
+                findings.damage(f"/layers/{layer.name}/{side}_fisher", error)
     checks: dict[str, Any] = {"integrity": dump.integrity, "vectors_read": n_vectors, "content_sha256": None}
     if not findings.rows:
         checks["content_sha256"] = dump.content_sha256()
@@ -139,7 +144,7 @@ def _verify_side(
     if side.compute_sha256() != side.stored_sha256:
         findings.mismatch(where, "sha256 of the blocks differs from the stored one")
     checks["sha256_compared"] += 1
-    codec = codec_from_description(side.codec, file=file.path)
+    codec = coder_from_description(side.codec, side.arrays(), file=file.path)
     head_dim, n_kv_heads = file.metadata.head_dim, file.metadata.n_kv_heads
     if codec.bytes_per_vector != side.bytes_per_vector or codec.head_dim != head_dim:
         findings.mismatch(where, f"blocks of {side.bytes_per_vector} bytes a vector do not fit codec {codec.name}")

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from turbocode.codebooks import CodebookSet
 from turbocode.codebooks.catalog import read_codebook
-from turbocode.codecs import Codec, codec_from_description, make_codec, parse_codec
+from turbocode.codecs import Codec, coder_from_description, make_codec, parse_codec
 from turbocode.dumps import open_quantized
 from turbocode.errors import OptionError
 from turbocode.policies.resolve import is_codebook_file
@@ -62,7 +62,14 @@ def codec_of_file(
         if stored is None:
             names = [int(found.name) for found in source.layers]
             raise OptionError(f"layer {layer} is not in the file; layers are {names[0]} to {names[-1]}", file=path)
-        codec = codec_from_description(stored.side(SIDES[side]).codec, file=os.fspath(path))
+        chosen = stored.side(SIDES[side])
+        codec = coder_from_description(chosen.codec, chosen.arrays(), file=os.fspath(path))
+    if not isinstance(codec, Codec):
+        raise OptionError(
+            f"{codec.name} has constants of its own; a header holds codecs without",
+            file=path,
+            hint=f"export the codec by name, such as turbocode export c-header {codec.name.rpartition('+')[2]}",
+        )
     if head is not None and not 0 <= head < n_heads:
         raise OptionError(f"head {head} is not in the file; KV heads are 0 to {n_heads - 1}", file=path)
     if len(codec.codebooks) <= 1:

@@ -11,33 +11,14 @@ from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from turbocode.codecs import Codec
+from turbocode.codecs import Codec, Coder, decode_heads, encode_heads
 from turbocode.codecs.gpu_codec import GpuCodec
 from turbocode.errors import DataError
 from turbocode.integrations.hf_packages import torch
 from turbocode.kernels.trellis import SearchKind
 
-Part = tuple[Codec | None, Any]
-
-
-def encode_heads(codec: Codec, values: NDArray[Any]) -> NDArray[np.uint8]:
-    """Blocks uint8 (B, J, T, bytes_per_vector) of float16 or float32 vectors (B, J, T, D), by each head's codebook.
-
-    Raises DataError for a NaN or an infinity.
-    """
-    if len(codec.codebooks) <= 1:
-        return codec.encode(values)[0]
-    heads = [codec.encode(values[:, head], head)[0] for head in range(values.shape[1])]
-    return np.stack(heads, axis=1)
-
-
-def decode_heads(codec: Codec, blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Vectors float32 (B, J, T, D) of blocks (B, J, T, bytes_per_vector)."""
-    if len(codec.codebooks) <= 1:
-        return codec.decode(blocks)
-    return np.stack([codec.decode(blocks[:, head], head) for head in range(blocks.shape[1])], axis=1)
+Part = tuple[Coder | None, Any]
 
 
 def is_on_gpu(x: Any) -> bool:
@@ -53,7 +34,7 @@ class CodedSide:
         blocks gives, which costs the memory of an uncoded cache and saves the time
     """
 
-    def __init__(self, codec: Codec | None, sinks: int, residual: int, *, holds_blocks: bool) -> None:
+    def __init__(self, codec: Coder | None, sinks: int, residual: int, *, holds_blocks: bool) -> None:
         self.codec, self.sinks, self.residual, self.holds_blocks = codec, sinks, residual, holds_blocks
         self._seen = 0  # tokens appended so far, whether they are still here or not
         self._parts: dict[str, Any] = {"sinks": None, "coded": None, "residual": None}
@@ -82,6 +63,11 @@ class CodedSide:
             width = self.codec.bytes_per_vector if is_coded and self.codec else self._head_dim * part.element_size()
             total += self._vectors(part) * width
         return total
+
+    @property
+    def constant_bits(self) -> float:
+        """Bits that the codec's constants add to the values here, each its share (Coder.constant_bits)."""
+        return self.codec.constant_bits * self.n_values if self.codec else 0.0
 
     @staticmethod
     def _vectors(part: Any) -> int:
@@ -132,9 +118,9 @@ class CodedSide:
         return torch.from_numpy(decode_heads(self.codec, blocks.cpu().numpy())).to(self._dtype).to(blocks.device)
 
     def _codes_on_gpu(self, x: Any) -> bool:
-        """Whether x is coded on its GPU, with the same bits; other searches than Viterbi's are the CPU's."""
+        """Whether x is coded on its GPU, with the same bits; transforms and searches but Viterbi's are the CPU's."""
         codec = self.codec
-        if codec is None or not is_on_gpu(x):
+        if not isinstance(codec, Codec) or not is_on_gpu(x):
             return False
         is_known = not codec.block_format.is_trellis or (codec.search.kind is SearchKind.VITERBI and codec.n_gains == 1)
         if is_known and self._gpu_codec is None:

@@ -231,8 +231,9 @@ def cache_bytes(cache: Any) -> int:
 
 
 def bits_per_value(cache: Any) -> float:
-    """Bits a value of a cache made of coded layers. Raises OptionError while it is empty."""
+    """Bits a value of a cache made of coded layers, constants too. Raises OptionError while it is empty."""
     n_values = sum(side.n_values for layer in cache.layers for side in getattr(layer, "sides", {}).values())
     if not n_values:
         raise OptionError("the cache is empty, so it has no bits per value")
-    return 8 * cache_bytes(cache) / n_values
+    constants = sum(side.constant_bits for layer in cache.layers for side in getattr(layer, "sides", {}).values())
+    return (8 * cache_bytes(cache) + constants) / n_values

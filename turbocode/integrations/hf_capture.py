@@ -15,7 +15,9 @@ from turbocode.dumps import DumpMetadata, DumpWriter, LayerWriter, create_dump
 from turbocode.dumps.atomic import AnyPath
 from turbocode.dumps.value_types import LOGICAL_BYTES
 from turbocode.errors import DataError, OptionError
+from turbocode.formats.sides import SIDES
 from turbocode.integrations.hf_attention import AttentionCall, attention_by
+from turbocode.integrations.hf_fisher import FisherMeter
 from turbocode.integrations.hf_model import LanguageModel, LayerShape
 from turbocode.integrations.hf_packages import transformers
 from turbocode.integrations.hf_text import TextTokens, check_context
@@ -27,7 +29,9 @@ TOKENS_PER_ROW = 16  # of the shared dumps: 64 rows for 1,024 tokens, 128 for 2,
 class CaptureSpec:
     """n_windows sequences of `context` tokens; n_rows queries a head (0: none); dtype: the dump's logical dtype.
 
-    bos : the tokenizer's first-of-text token stands in the place of each window's first; seed : of the rows' positions
+    bos : the tokenizer's first-of-text token stands in the place of each window's first
+    seed : of the rows' positions, and of the drawn tokens of the Fisher information
+    fisher : measure the Fisher information of keys and values too, for three times the time (integrations/hf_fisher.py)
     """
 
     context: int
@@ -36,6 +40,7 @@ class CaptureSpec:
     dtype: str = "float16"
     bos: bool = False
     seed: int = 0
+    fisher: bool = False
 
     @property
     def rows(self) -> int:
@@ -81,12 +86,19 @@ def capture_dump(
     with create_dump(output, metadata, force=force, inputs=[text.path], expected_bytes=n_bytes) as writer:
         writer.write_tokens(tokens.astype(np.int32))
         writers = _add_layers(writer, layers, spec, positions)
+        meter = FisherMeter(model, spec.seed) if spec.fisher else None
         for seq, window in enumerate(tokens):
             recorder = _Recorder(writers, seq, positions, advance)
             cache = transformers.DynamicCache(config=model.config)
             with attention_by(model.model, recorder):
                 model.hidden(window, cache, first=spec.context - 1)
             recorder.check()
+            if meter is not None:
+                meter.add(window)
+        if meter is not None:
+            for layer_index, layer in writers.items():
+                for side in SIDES:
+                    layer.write_fisher(side, meter.metric(layer_index, side))
     return {
         "output": output,
         "model": model.label,
@@ -98,6 +110,7 @@ def capture_dump(
         "n_rows": len(positions),
         "head_dim": metadata.head_dim,
         "dtype": spec.dtype,
+        "fisher": spec.fisher,
         "layers": [
             {
                 "layer": f"{number:03d}",

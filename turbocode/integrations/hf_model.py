@@ -241,9 +241,33 @@ class LanguageModel:
 
     def logits(self, states: Any) -> NDArray[np.float32]:
         """Logits float32 (n, words) of hidden states (n, width), by the model's own head and what belongs to it."""
-        with torch.inference_mode(), _answering(self._body, states[None].to(self.model.device)):
+        with torch.inference_mode():
+            return self.head(states).float().cpu().numpy()
+
+    def head(self, states: Any) -> Any:
+        """The same logits as a tensor where the model is, in its dtype, with gradients where they are being taken."""
+        with _answering(self._body, states[None].to(self.model.device)):
             ids = torch.zeros((1, len(states)), dtype=torch.int64, device=self.model.device)
-            return self.model(input_ids=ids, use_cache=False).logits[0].float().cpu().numpy()
+            return self.model(input_ids=ids, use_cache=False).logits[0]
+
+    def states(self, tokens: NDArray[Any]) -> Any:
+        """Hidden states (n, width) of the tokens (n,) run without a cache, where the model is; see `differentiable`."""
+        return self._body(input_ids=self._ids(tokens), use_cache=False).last_hidden_state[0]
+
+    @contextmanager
+    def differentiable(self) -> Iterator[None]:
+        """Context in which gradients are taken of everything that comes of the embeddings, and of no weight."""
+        wanted = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        hook = self.model.get_input_embeddings().register_forward_hook(lambda _, __, out: out.requires_grad_(True))
+        try:
+            for parameter in wanted:
+                parameter.requires_grad_(False)
+            with torch.enable_grad():
+                yield
+        finally:
+            hook.remove()
+            for parameter in wanted:
+                parameter.requires_grad_(True)
 
 
 class _Answer:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from turbocode.codecs import Codec
+from turbocode.codecs import Codec, Coder
 from turbocode.codecs.gpu_attention import GpuAttention, merge_on_gpu
+from turbocode.errors import OptionError
 from turbocode.integrations.hf_attention import AttentionCall
 from turbocode.integrations.hf_packages import torch
 
-Run = tuple[Codec, Any]
+Run = tuple[Coder, Any]
 ROWS_AT_ONCE = 64  # later rows of a prompt see more tokens: in pieces, early ones do not go through all of them
 MAX_KEPT = 512  # prepared calls; each length of a cache makes one
 
@@ -58,7 +59,13 @@ class PackedOnGpu:
         if parts is not None:
             out.copy_(merge_on_gpu(parts, lses)[0])
 
-    def _attention(self, key_codec: Codec, value_codec: Codec) -> GpuAttention:
+    def _attention(self, key_codec: Coder, value_codec: Coder) -> GpuAttention:
+        if not isinstance(key_codec, Codec) or not isinstance(value_codec, Codec):
+            odd = value_codec if isinstance(key_codec, Codec) else key_codec
+            raise OptionError(
+                f"packed attention of a model on a GPU does not know {odd.name}",
+                hint="leave --packed out, or run the model with --device cpu",
+            )
         self._n_calls += 1
         if self._n_calls > MAX_KEPT:
             self._attentions.clear()

@@ -2,6 +2,15 @@
 
 from turbocode.policies.cache_policy import EXACT, EXACT_CACHE, CachePolicy
 from turbocode.policies.recipe import LayerChoice, Recipe, read_recipe
-from turbocode.policies.resolve import resolve_codec
+from turbocode.policies.resolve import resolve_codec, resolve_coder
 
-__all__ = ["EXACT", "EXACT_CACHE", "CachePolicy", "LayerChoice", "Recipe", "read_recipe", "resolve_codec"]
+__all__ = [
+    "EXACT",
+    "EXACT_CACHE",
+    "CachePolicy",
+    "LayerChoice",
+    "Recipe",
+    "read_recipe",
+    "resolve_codec",
+    "resolve_coder",
+]

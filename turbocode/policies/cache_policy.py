@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from turbocode.codecs import Codec, parse_codec
+from turbocode.codecs import Coder, parse_codec
 from turbocode.errors import OptionError
 from turbocode.policies.recipe import Recipe
-from turbocode.policies.resolve import resolve_codec
+from turbocode.policies.resolve import resolve_coder
 
 EXACT = "exact"  # the word for a side that is not coded at all
 
@@ -39,15 +39,14 @@ class CachePolicy:
         recipe = Recipe(k=_codec_text(k), v=_codec_text(v))
         return cls(recipe, exact, sinks, residual, k if k == v else f"{k} / {v}")
 
-    def codec_for(self, number: int, side: str, head_dim: int, n_kv_heads: int) -> Codec | None:
+    def codec_for(self, number: int, side: str, head_dim: int, n_kv_heads: int) -> Coder | None:
         """The codec of layer `number` (0: the first that owns a cache) and side; None: it stays as it is.
 
         Raises OptionError for a head_dim that the codec cannot hold, NoInputError and DataError for its codebook file.
         """
         if side in self.exact:
             return None
-        spec = self.recipe.codec_for(number, side)
-        return resolve_codec(spec, head_dim, layer=f"{number:03d}", side=side, n_kv_heads=n_kv_heads)
+        return resolve_coder(self.recipe, number, side, head_dim, n_kv_heads)
 
 
 def _codec_text(text: str) -> str:

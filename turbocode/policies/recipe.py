@@ -3,8 +3,10 @@
     version: 1
     k: turbo3
     v: turbo4:norm=mse
+    calibration: calibrated.h5
+    transforms: {k: [mean], v: [mean]}
     layers:
-      "0-1": {k: q8_0, v: q8_0}
+      "0-1": {k: q8_0, v: q8_0, transforms: {k: []}}
       "7": {v: f16}
 
 Layers are counted as the dump counts them: 0 is the first layer that owns a KV cache. Later entries win.
@@ -16,6 +18,7 @@ import difflib
 import os
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Literal
 
 import yaml
@@ -24,6 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from turbocode.codecs import CodecSpec, parse_codec
 from turbocode.errors import DataError, OptionError
 from turbocode.text_input import read_text_input
+from turbocode.transforms import check_chain
 
 MAX_RECIPE_BYTES = 1 << 20
 _RANGE = re.compile(r"(\d{1,3})(?:-(\d{1,3}))?", re.ASCII)  # a dump numbers its layers with three digits
@@ -41,12 +45,29 @@ def parse_layers(text: str) -> tuple[int, ...]:
     return tuple(sorted(numbers))
 
 
+class SideTransforms(BaseModel):
+    """Names of transforms of keys and of values, in the order in which vectors pass them; None leaves the recipe's."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    k: list[str] | None = None
+    v: list[str] | None = None
+
+    @field_validator("k", "v")
+    @classmethod
+    def _known(cls, value: list[str] | None) -> list[str] | None:
+        try:
+            return None if value is None else list(check_chain(value))
+        except OptionError as error:
+            raise ValueError(str(error)) from None
+
+
 class LayerChoice(BaseModel):
-    """The codecs of one or more layers; None leaves the recipe's own."""
+    """The codecs and transforms of one or more layers; None leaves the recipe's own."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
     k: str | None = None
     v: str | None = None
+    transforms: SideTransforms = Field(default_factory=SideTransforms)
 
     @field_validator("k", "v")
     @classmethod
@@ -57,12 +78,19 @@ class LayerChoice(BaseModel):
 
 
 class Recipe(BaseModel):
-    """k, v : codec of every layer not named in `layers`, which maps `3`, `0-3` or `0-3,7` to a LayerChoice."""
+    """k, v : codec of every layer not named in `layers`, which maps `3`, `0-3` or `0-3,7` to a LayerChoice.
+
+    transforms : what keys and values pass before they are coded, stored in the file `calibration`, whose bytes have the
+        SHA-256 calibration_sha256 (None: any)
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True)
     version: Literal[1] = 1
     k: str = "turbo3"
     v: str = "turbo3"
+    transforms: SideTransforms = Field(default_factory=SideTransforms)
+    calibration: str | None = None
+    calibration_sha256: str | None = None
     layers: dict[str, LayerChoice] = Field(default_factory=dict)
 
     @field_validator("k", "v")
@@ -91,6 +119,16 @@ class Recipe(BaseModel):
                 text = chosen
         return parse_codec(text)
 
+    def transforms_for(self, layer: int, side: str) -> tuple[str, ...]:
+        """The transforms of one layer's keys or values, first to last."""
+        letter = {"keys": "k", "values": "v"}[side]
+        names: list[str] = getattr(self.transforms, letter) or []
+        for key, choice in self.layers.items():
+            chosen = getattr(choice.transforms, letter)
+            if chosen is not None and layer in parse_layers(key):
+                names = chosen
+        return tuple(names)
+
     def check_layers(self, n_layers: int) -> None:
         """Raise OptionError if the recipe names a layer that a cache of n_layers does not have."""
         for key in self.layers:
@@ -101,7 +139,8 @@ class Recipe(BaseModel):
 def restricted(recipe: Recipe, layers: Iterable[int], n_layers: int) -> Recipe:
     """The recipe applied to `layers` only; every other layer is kept in float16."""
     kept = sorted(set(range(n_layers)) - set(layers))
-    last = {",".join(map(str, kept)): LayerChoice(k="f16", v="f16")} if kept else {}
+    plain = SideTransforms(k=[], v=[])
+    last = {",".join(map(str, kept)): LayerChoice(k="f16", v="f16", transforms=plain)} if kept else {}
     # A key that is there already would keep its place, and a later entry would win over it.
     before = {key: choice for key, choice in recipe.layers.items() if key not in last}
     return recipe.model_copy(update={"layers": {**before, **last}})
@@ -117,13 +156,17 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark else ""
         raise DataError(f"{problem}{where}", file=path) from None
-    return parse_recipe(document, file=os.fspath(path))
+    recipe = parse_recipe(document, file=os.fspath(path))
+    if recipe.calibration is None:
+        return recipe
+    # Relative to the recipe, so that both can be moved together.
+    return recipe.model_copy(update={"calibration": os.fspath(Path(path).parent / recipe.calibration)})
 
 
 def parse_recipe(document: Any, *, file: str | None = None) -> Recipe:
     """The recipe of a YAML or JSON document. Raises DataError naming the key that is wrong."""
     if not isinstance(document, dict):
-        raise DataError("a recipe is a mapping with the keys version, k, v and layers", file=file)
+        raise DataError("a recipe is a mapping with the keys " + ", ".join(Recipe.model_fields), file=file)
     if type(document.get("version", 1)) is not int:
         raise DataError(f"must be the number 1, not {document['version']!r}", file=file, object="version")
     try:
@@ -131,7 +174,7 @@ def parse_recipe(document: Any, *, file: str | None = None) -> Recipe:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        near = difflib.get_close_matches(str(first["loc"][-1]), ("version", "k", "v", "layers"), n=1)
+        near = difflib.get_close_matches(str(first["loc"][-1]), Recipe.model_fields, n=1)
         is_unknown = first["type"] == "extra_forbidden"
         message = "unknown key" if is_unknown else first["msg"].removeprefix("Value error, ")
         hint = f"did you mean {near[0]}?" if near and is_unknown else None

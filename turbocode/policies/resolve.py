@@ -2,12 +2,86 @@
 
 from __future__ import annotations
 
+import hashlib
+from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from turbocode.codebooks import CodebookSet
 from turbocode.codebooks.catalog import read_codebook
-from turbocode.codecs import Codec, CodecSpec, make_codec
-from turbocode.errors import OptionError
+from turbocode.codecs import Codec, CodecSpec, Coder, TransformedCodec, make_codec, multirate_from_calibration
+from turbocode.dumps import Calibration, read_calibration
+from turbocode.errors import DataError, NoInputError, OptionError
+from turbocode.policies.recipe import Recipe
+from turbocode.transforms import load_chain
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def resolve_coder(recipe: Recipe, number: int, side: str, head_dim: int, n_kv_heads: int) -> Coder:
+    """What the recipe codes one side (`keys` or `values`) of layer `number` with: a codec, behind its transforms.
+
+    Raises OptionError for what does not fit the layer, NoInputError and DataError for the files that are named.
+    """
+    layer, spec = f"{number:03d}", recipe.codec_for(number, side)
+    names = recipe.transforms_for(number, side)
+    if spec.is_calibrated:
+        if names:
+            raise OptionError(f"{spec.name} has a basis of its own: transforms {', '.join(names)} do not go with it")
+        entry = _fitting_calibration(recipe, "multirate codecs", head_dim, n_kv_heads).entry(layer, side, spec.name)
+        return multirate_from_calibration(entry.about, entry.arrays, n_kv_heads, head_dim, file=recipe.calibration)
+    codec = resolve_codec(spec, head_dim, layer=layer, side=side, n_kv_heads=n_kv_heads)
+    if not names:
+        return codec
+    calibration = _fitting_calibration(recipe, f"transforms {', '.join(names)}", head_dim, n_kv_heads)
+
+    def stored(key: str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+        found = calibration.entry(layer, side, key)
+        return found.about, found.arrays
+
+    return TransformedCodec(codec, load_chain(names, stored, n_kv_heads, head_dim))
+
+
+def _fitting_calibration(recipe: Recipe, what: str, head_dim: int, n_kv_heads: int) -> Calibration:
+    """The recipe's calibration, which `what` needs. Raises OptionError where there is none or it is another model's."""
+    if recipe.calibration is None:
+        raise OptionError(
+            f"{what} need a calibration file",
+            hint="add `calibration: FILE` to the recipe; turbocode calibrate and turbocode tune write such files",
+        )
+    calibration = calibration_of(recipe)
+    about = calibration.metadata
+    if (about.head_dim, about.n_kv_heads) != (head_dim, n_kv_heads):
+        raise OptionError(
+            f"was calibrated for {about.n_kv_heads} KV heads of {about.head_dim} values; "
+            f"these are {n_kv_heads} of {head_dim}",
+            file=recipe.calibration,
+        )
+    return calibration
+
+
+def calibration_of(recipe: Recipe) -> Calibration:
+    """The calibration file of a recipe, read once. Raises NoInputError, and DataError for another file."""
+    assert recipe.calibration is not None
+    path = Path(recipe.calibration)
+    try:
+        state = path.stat()
+    except OSError:
+        raise NoInputError("calibration file does not exist", file=path) from None
+    return _read(recipe.calibration, recipe.calibration_sha256, (state.st_mtime_ns, state.st_size, state.st_ino))
+
+
+@lru_cache(maxsize=4)
+def _read(path: str, sha256: str | None, state: tuple[int, ...]) -> Calibration:
+    """The file's content; `state` tells when it is another one under the same name."""
+    found = read_calibration(path)
+    if sha256 is not None:
+        with Path(path).open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        if digest != sha256:
+            raise DataError("is not the calibration that the recipe was made with: its sha256 differs", file=path)
+    return found
 
 
 def resolve_codec(spec: CodecSpec, head_dim: int, *, layer: str, side: str, n_kv_heads: int) -> Codec:

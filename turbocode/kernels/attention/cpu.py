@@ -14,16 +14,20 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from turbocode.formats import Layout
+from turbocode.formats import Layout, MultirateFormat
+from turbocode.formats.multirate_format import MAX_RATE, MULTIRATE_STATES_LOG2
 from turbocode.kernels._cpu import float32_from_bits, prange, relaxed, relaxed_parallel, strict
 from turbocode.kernels.attention.packed import PackedSide
+from turbocode.kernels.multirate.cpu import read_block
 from turbocode.kernels.scalar.steps import dequantize_group, load_float16
 
 TILE_TOKENS = 32  # a tile of keys or values of head_dim 128 is 16 KiB
 MIN_SPLIT_TOKENS = 512
 TASKS_PER_THREAD = 4
 
-_BITSTREAM = np.int64(Layout.BITSTREAM)
+_BITSTREAM, _MULTIRATE = np.int64(Layout.BITSTREAM), np.int64(Layout.MULTIRATE)
+_TABLE_SHAPE = (MAX_RATE + 1, 1 << MULTIRATE_STATES_LOG2)
+_N_TABLE_VALUES = _TABLE_SHAPE[0] * _TABLE_SHAPE[1]
 _NEVER = np.float32(-np.inf)
 _ZERO, _ONE, _HALF = np.float32(0.0), np.float32(1.0), np.float32(0.5)
 _EXP_MIN = np.float32(-87.0)  # below it exp(x) leaves the normal float32 range
@@ -61,8 +65,14 @@ def _decode_tile(
 ) -> None:
     """Set tile[:count] (T, D) to the vectors stored (count, bytes) in the basis of the blocks.
 
-    pairs : two centroids per entry, as uint64; tile_pairs : tile as uint64 (T, D / 2); indices : uint32 (g,) scratch
+    pairs : two centroids per entry, as uint64, or the rates of a multirate side; tile_pairs : tile as uint64 (T, D / 2)
+    indices : uint32 (g,) scratch
     """
+    if layout == _MULTIRATE:
+        tables, rates = centroids[:_N_TABLE_VALUES].reshape(_TABLE_SHAPE), pairs.view(np.int64)
+        for t in range(count):
+            read_block(stored[t], rates, tables, centroids[_N_TABLE_VALUES + np.int64(stored[t, 0])], tile[t])
+        return
     n_groups = tile.shape[1] // g
     group_bytes = stored.shape[1] // n_groups
     for group in range(n_groups):
@@ -172,6 +182,7 @@ def _softmax_step(s: Any, count: int, m: Any, total: Any, o: Any) -> Any:
 @relaxed_parallel
 def _attend(
     queries: Any,
+    offsets: Any,
     last_token: Any,
     k_blocks: Any,
     k_layout: int,
@@ -195,7 +206,10 @@ def _attend(
     tops: Any,
     totals: Any,
 ) -> None:
-    """queries (S, J, G * R, D) and partial results (n_splits, S, J, G * R, ...); row i of a head is query row i % R."""
+    """queries (S, J, G * R, D), offsets (S, J, G * R), and partial results (n_splits, S, J, G * R, ...).
+
+    Row i of a head is query row i % R.
+    """
     n_seqs, n_kv_heads, n_queries, d = queries.shape
     n_rows = last_token.shape[1]
     for task in prange(n_seqs * n_kv_heads * n_splits):
@@ -244,7 +258,7 @@ def _attend(
                 row = s[r]
                 if softcap > _ZERO:
                     for t in range(count):
-                        row[t] = softcap * np.tanh(row[t] / softcap)
+                        row[t] = softcap * np.tanh((row[t] + offsets[seq, head, r]) / softcap)
                 if start + count - 1 > last or start < oldest:
                     for t in range(count):
                         if start + t > last or start + t < oldest:
@@ -272,7 +286,12 @@ def _attend(
 
 
 def _pairs(side: PackedSide) -> NDArray[np.uint64]:
-    """Per table, entry i: centroids i % 2**bits and i >> bits side by side, as the uint64 that holds both."""
+    """Per table, entry i: centroids i % 2**bits and i >> bits side by side, as the uint64 that holds both.
+
+    Of a multirate side: the rates of its runs.
+    """
+    if isinstance(side.block_format, MultirateFormat):
+        return np.tile(np.array(side.block_format.rates, np.uint64), (len(side.centroids), 1))
     if side.block_format.layout is not Layout.BITSTREAM:
         return np.zeros((len(side.centroids), 1), np.uint64)
     low, high = np.meshgrid(np.arange(side.centroids.shape[1]), np.arange(side.centroids.shape[1]))
@@ -295,13 +314,15 @@ def decode_attention(
     scale: float,
     window: int = 0,
     softcap: float = 0.0,
+    offsets: NDArray[np.float32] | None = None,
     n_splits: int | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """(output, lse): float32 (S, H, R, D), (S, H, R), of queries (S, H, R, D) in the basis of the key blocks.
 
     The output is in the basis of the value blocks. last_token int64 (S, R); below 0 a row sees nothing and gives 0 and
     -inf, tokens behind the blocks are not counted. window counts tokens (0: all); softcap 0 is none; n_splits is chosen
-    from the threads if None.
+    from the threads if None. offsets (S, H, R), before the scale, are added to the logits of a query under a softcap;
+    without one they would only be added to lse, which is left to the caller.
     """
     n_seqs, n_heads, n_rows, d = queries.shape
     n_kv_heads, n_tokens = keys.blocks.shape[1:3]
@@ -316,6 +337,7 @@ def decode_attention(
         sides += [np.ascontiguousarray(side.centroids), _pairs(side)]
     _attend(
         np.ascontiguousarray(queries, dtype=np.float32).reshape(*shape, d),
+        np.zeros(shape, np.float32) if offsets is None else (np.float32(scale) * offsets).reshape(shape),
         np.ascontiguousarray(last_token, dtype=np.int64),
         *sides,
         np.float32(scale),

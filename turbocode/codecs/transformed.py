@@ -1,0 +1,164 @@
+"""A codec behind a chain of transforms: vectors pass the chain, are coded, and come back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from turbocode.codecs.codec import Codec, codec_from_description
+from turbocode.codecs.report import EncodeReport
+from turbocode.errors import DataError, OptionError
+from turbocode.formats.array_digest import array_sha256
+from turbocode.transforms import FittedChain, FittedTransform
+
+TRANSFORMED_VERSION = 1
+
+
+@dataclass(frozen=True, eq=False)
+class TransformedCodec:
+    """codec : what the transformed vectors are coded with; chain : fitted for one layer's keys or values.
+
+    head : the KV head whose map is used whatever head a call names; None: the one it names
+    Raises OptionError where codec and chain do not fit.
+    """
+
+    codec: Codec
+    chain: FittedChain
+    head: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.codec.head_dim != self.chain.head_dim:
+            raise OptionError(
+                f"transforms were fitted to vectors of {self.chain.head_dim} values; these have {self.codec.head_dim}"
+            )
+
+    @property
+    def name(self) -> str:
+        return "+".join([*self.chain.names, self.codec.name])
+
+    @property
+    def head_dim(self) -> int:
+        return self.codec.head_dim
+
+    @property
+    def n_heads(self) -> int:
+        return self.chain.n_heads if self.head is None else 1
+
+    @property
+    def bytes_per_vector(self) -> int:
+        return self.codec.bytes_per_vector
+
+    @property
+    def constant_bits(self) -> float:
+        return self.chain.bits_per_value
+
+    @property
+    def bits_per_value(self) -> float:
+        """Stored bits per value: the blocks, and the transforms' arrays shared by 32,768 tokens."""
+        return self.codec.bits_per_value + self.constant_bits
+
+    def for_head(self, head: int) -> TransformedCodec:
+        return TransformedCodec(self.codec.for_head(head), self.chain, head)
+
+    def encode(self, values: NDArray[Any], head: int = 0) -> tuple[NDArray[np.uint8], EncodeReport]:
+        """(blocks, report) as Codec.encode; the report compares `values` with what their blocks decode to."""
+        values = np.asarray(values)
+        if values.ndim == 0 or values.shape[-1] != self.head_dim:
+            raise OptionError(
+                f"{self.name} encodes vectors of {self.head_dim} values; the array has shape {values.shape}"
+            )
+        with np.errstate(over="ignore", invalid="ignore"):
+            coded = self.chain.head_map.code(values, self._head(head))
+        blocks, cost = self.codec.encode(coded, head)
+        report, _ = EncodeReport.of_vectors(values, self.decode(blocks, head))
+        report.saturated_vectors = cost.saturated_vectors
+        return blocks, report
+
+    def decode(self, blocks: NDArray[np.uint8], head: int = 0, *, unrotate: bool = True) -> NDArray[np.float32]:
+        """Vectors float32 (..., head_dim); unrotate=False leaves them as attention reads them."""
+        coded = self.codec.decode(blocks, head, unrotate=unrotate)
+        return self.chain.head_map.restore(coded, self._head(head)) if unrotate else coded
+
+    def rotate(self, vectors: NDArray[Any], head: int = 0) -> NDArray[np.float32]:
+        """Queries in the basis of the key blocks of a KV head; their logits lack `logit_offset`."""
+        return self.codec.rotate(self.to_queries(vectors, head))
+
+    def unrotate(self, vectors: NDArray[Any], head: int = 0) -> NDArray[np.float32]:
+        """Attention outputs over the value blocks of a KV head in the model's basis."""
+        return self.to_outputs(self.codec.unrotate(vectors), head)
+
+    def to_queries(self, vectors: NDArray[Any], head: int = 0) -> NDArray[np.float32]:
+        """Queries for keys as the inner codec decodes them."""
+        return self.chain.head_map.queries(vectors, self._head(head))
+
+    def to_outputs(self, vectors: NDArray[Any], head: int = 0) -> NDArray[np.float32]:
+        """Outputs in the model's basis of attention over values as the inner codec decodes them."""
+        return self.chain.head_map.restore(vectors, self._head(head))
+
+    def logit_offset(self, vectors: NDArray[Any], head: int = 0) -> NDArray[np.float32] | None:
+        """What logits of queries (..., head_dim) over the key blocks lack, float32 (...); None for nothing."""
+        return self.chain.head_map.logit_offset(vectors, self._head(head))
+
+    def _head(self, head: int) -> int:
+        return head if self.head is None else self.head
+
+    def describe(self) -> dict[str, Any]:
+        """A JSON object that with `arrays` gives the codec back."""
+        return {
+            "version": TRANSFORMED_VERSION,
+            "n_heads": self.chain.n_heads,
+            "transforms": [
+                {
+                    "name": step.name,
+                    "about": step.about,
+                    "arrays": {name: array_sha256(array) for name, array in step.arrays.items()},
+                }
+                for step in self.chain.steps
+            ],
+            "inner": self.codec.describe(),
+        }
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """The chain's arrays by the names they have in a file."""
+        return {
+            _array_name(number, step.name, name): array
+            for number, step in enumerate(self.chain.steps)
+            for name, array in step.arrays.items()
+        }
+
+
+def _array_name(number: int, transform: str, name: str) -> str:
+    return f"{number}.{transform}.{name}"
+
+
+def transformed_from_description(
+    description: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], *, file: str | None = None
+) -> TransformedCodec:
+    """What `describe` and `arrays` wrote. Raises DataError naming the entry that is missing or disagrees."""
+    try:
+        if description["version"] != TRANSFORMED_VERSION:
+            raise DataError(f"codec description version {description['version']!r} is unknown", file=file)
+        codec = codec_from_description(description["inner"], file=file)
+        n_heads, listed = description["n_heads"], description["transforms"]
+        if type(n_heads) is not int or not isinstance(listed, list):
+            raise DataError("codec description: n_heads or transforms has the wrong type", file=file)
+        steps = []
+        for number, entry in enumerate(listed):
+            found = {}
+            for name, digest in dict(entry["arrays"]).items():
+                where = _array_name(number, entry["name"], name)
+                if where not in arrays or array_sha256(arrays[where]) != digest:
+                    raise DataError(f"codec description: array {where} is missing or another one", file=file)
+                found[str(name)] = arrays[where]
+            steps.append(FittedTransform(str(entry["name"]), dict(entry["about"]), found))
+        return TransformedCodec(codec, FittedChain(tuple(steps), n_heads, codec.head_dim))
+    except KeyError as error:
+        raise DataError(f"codec description: key {error.args[0]!r} is missing", file=file) from None
+    except (TypeError, ValueError):
+        raise DataError("codec description: transforms are not laid out as known here", file=file) from None
+    except DataError as error:
+        raise (error if error.file else DataError(error.message, file=file)) from None

@@ -1,0 +1,76 @@
+"""Transforms fitted on a dump, chain by chain, into a calibration file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from turbocode.dumps import Dump, create_calibration
+from turbocode.errors import OptionError
+from turbocode.formats.sides import SIDES
+from turbocode.provenance import provenance
+from turbocode.transforms import Transform, chain_key, collect_statistics, fit_chain, parse_transform
+
+CHAIN_SEPARATOR = "+"
+
+
+def parse_transforms(text: str) -> tuple[Transform, ...]:
+    """The transforms of a chain such as `mean+balance`, in the order in which vectors pass them.
+
+    Raises OptionError naming the part that is wrong.
+    """
+    chain = tuple(parse_transform(part) for part in text.split(CHAIN_SEPARATOR))
+    names = [transform.name for transform in chain]
+    if len(set(names)) != len(names):
+        raise OptionError(f"transforms {text!r}: one is given twice")
+    return chain
+
+
+def calibrate_dump(
+    dump: Dump,
+    output: str | os.PathLike[str],
+    chains: Mapping[str, Sequence[Sequence[Transform]]],
+    *,
+    stop: int | None = None,
+    force: bool = False,
+    advance: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
+    """Fit chains of transforms on every layer of `dump` and write them to `output`; a JSON object about them.
+
+    chains : for `keys` and `values`; a transform that several chains begin with is stored once
+    stop : use only the first tokens of each sequence; advance : called with the number of tokens just read of a head
+    Raises OptionError for too short a dump or a transform that does not suit a side, OutputError, DataError.
+    """
+    if not any(chains.values()):
+        raise OptionError("no transform is given", hint="for example --k mean --v mean")
+    rows = []
+    about = provenance("turbocode calibrate")
+    about["chains"] = {side: [[str(step) for step in chain] for chain in chains.get(side, ())] for side in SIDES}
+    about["stop"] = stop
+    with create_calibration(
+        output,
+        dump.metadata,
+        provenance=about,
+        dump_sha256=dump.content_sha256(),
+        force=force,
+        inputs=[dump.path],
+    ) as writer:
+        for layer in dump.layers:
+            for side in SIDES:
+                if not chains.get(side):
+                    continue
+                statistics = collect_statistics(dump, layer, side, stop=stop, advance=advance)
+                written: set[str] = set()
+                for chain in chains[side]:
+                    fitted = fit_chain(chain, statistics)
+                    for n, step in enumerate(fitted.steps):
+                        key = chain_key(fitted.names[: n + 1])
+                        if key in written:
+                            continue
+                        written.add(key)
+                        writer.write(layer.name, side, key, step.about, step.arrays)
+                        rows.append(
+                            {"layer": layer.name, "side": side, "name": key, "n_bytes": step.n_bytes, **step.about}
+                        )
+    return {"output": os.fspath(output), "n_tokens": statistics.n_tokens, "entries": rows}
