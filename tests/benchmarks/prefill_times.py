@@ -1,6 +1,6 @@
 """Times of prefill attention over a packed cache on a GPU, beside float16 attention; its error against float64.
 
-    python tests/benchmarks/prefill_times.py FILE.json [--codec NAME ...] [--tokens N ...] [--shape TILE,WARPS,BLOCKS ...]
+    python tests/benchmarks/prefill_times.py FILE.json [--codec NAME] [--tokens N] [--shape TILE,WARPS,BLOCKS] ...
 
 Causal attention of a whole prompt. Of each codec: seconds, TFLOP/s (four operations a visible pair and channel), the
 ratio to torch's best float16 attention, the seconds of decoding the cache first and attending in float16, and the L2
@@ -10,9 +10,10 @@ error against float64 attention over the decoded values of some rows. Needs torc
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -79,69 +80,74 @@ def sample_error(output: Any, queries: Any, keys: Any, values: Any, scale: float
     return float((difference / total) ** 0.5)
 
 
-def measure(args: argparse.Namespace) -> None:
-    """Measure, print and write."""
+def codec_times(
+    name: str, queries: Any, keys: Any, values: Any, shapes: list[Any], repeats: int
+) -> Iterator[dict[str, Any]]:
+    """A row for each layout of the kernel; `problem` where it has no figures."""
     import torch
     from torch.nn.functional import scaled_dot_product_attention
 
     from turbocode.codecs import make_codec
     from turbocode.codecs.gpu_codec import GpuCodec
     from turbocode.codecs.gpu_prefill import GpuPrefill
+
+    codec, scale = make_codec(name, queries.shape[-1]), float(queries.shape[-1]) ** -0.5
+    coder = GpuCodec(codec)
+    blocks = [coder.encode(x) for x in (keys, values)]
+    exact = [coder.decode(x, dtype="float32") for x in blocks]
+
+    def decode_first() -> Any:
+        decoded = [coder.decode(x, dtype="float16") for x in blocks]
+        return scaled_dot_product_attention(queries, *decoded, is_causal=True, enable_gqa=True)
+
+    first = seconds_of(decode_first, repeats)
+    for shape in shapes:
+        prefill = GpuPrefill(codec, codec)
+        prefill._attend.shape = shape
+        row = {"codec": name, "tokens": keys.shape[2], "shape": shape, "decode_first_seconds": first, "problem": None}
+        out, lse = torch.empty_like(queries), torch.empty(queries.shape[:-1], device="cuda")
+        try:
+            row["seconds"] = seconds_of(
+                functools.partial(prefill, queries, *blocks, scale=scale, out=out, lse=lse), repeats
+            )
+            row["relative_error"] = sample_error(out, queries, *exact, scale)
+        except Exception as failure:  # other layouts and codecs can be measured all the same
+            row["problem"] = f"{type(failure).__name__}: {failure}"
+        yield row
+
+
+def measure(args: argparse.Namespace) -> None:
+    """Measure, print and write."""
+    import torch
+
     from turbocode.kernels.attention.prefill_cuda import PrefillShape
 
     torch.manual_seed(0)
-    d, scale = args.head_dim, float(args.head_dim) ** -0.5
+    d = args.head_dim
     shapes: list[Any] = [None, *(PrefillShape(*map(int, shape.split(","))) for shape in args.shape or ())]
     result: dict[str, Any] = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "rows": []}
     for n_tokens in args.tokens or TOKENS:
         queries = torch.randn(1, args.heads, n_tokens, d, device="cuda", dtype=torch.float16)
-        keys, values = (
-            torch.randn(1, args.kv_heads, n_tokens, d, device="cuda", dtype=torch.float16) for _ in range(2)
-        )
+        keys, values = torch.randn(2, 1, args.kv_heads, n_tokens, d, device="cuda", dtype=torch.float16)
         n_operations = 2 * args.heads * d * n_tokens * (n_tokens + 1)
         float16 = float16_times(queries, keys, values, args.repeats)
         best = min((s for s in float16.values() if isinstance(s, float)), default=float("nan"))
         print(f"{n_tokens} tokens: float16 {float16}, {n_operations / best / 1e12:.0f} TFLOP/s", flush=True)
         for name in args.codec or CODECS:
-            codec = make_codec(name, d)
-            coder = GpuCodec(codec)
-            blocks = [coder.encode(x) for x in (keys, values)]
-            exact = [coder.decode(x, dtype="float32") for x in blocks]
-
-            def decode_first(coder: Any = coder, blocks: Any = blocks) -> Any:
-                decoded = [coder.decode(x, dtype="float16") for x in blocks]
-                return scaled_dot_product_attention(queries, *decoded, is_causal=True, enable_gqa=True)
-
-            first = seconds_of(decode_first, args.repeats)
-            for shape in shapes:
-                prefill = GpuPrefill(codec, codec)
-                prefill._attend.shape = shape
-                out, lse = torch.empty_like(queries), torch.empty(queries.shape[:-1], device="cuda")
-                row: dict[str, Any] = {"codec": name, "tokens": n_tokens, "shape": shape, "float16_seconds": float16}
-                try:
-                    seconds = seconds_of(
-                        lambda p=prefill, b=blocks, o=out, e=lse: p(queries, *b, scale=scale, out=o, lse=e),  # type: ignore[misc]
-                        args.repeats,
+            for row in codec_times(name, queries, keys, values, shapes, args.repeats):
+                label = f"  {name:12s} {'' if row['shape'] is None else tuple(row['shape'])}"
+                if row["problem"]:
+                    print(label, row["problem"], flush=True)
+                else:
+                    row["tflop_per_s"] = n_operations / row["seconds"] / 1e12
+                    row["ratio_to_float16"] = best / row["seconds"]
+                    print(
+                        f"{label} {1e6 * row['seconds']:.0f} us {row['tflop_per_s']:.0f} TFLOP/s "
+                        f"{row['ratio_to_float16']:.2f}x of float16, decoding first "
+                        f"{1e6 * row['decode_first_seconds']:.0f} us, error {row['relative_error']:.1e}",
+                        flush=True,
                     )
-                except Exception as failure:  # other shapes and codecs can be measured all the same
-                    row["problem"] = f"{type(failure).__name__}: {failure}"
-                    print(f"  {name:12s} {shape} {row['problem']}", flush=True)
-                    result["rows"].append(row)
-                    continue
-                row |= {
-                    "seconds": seconds,
-                    "tflop_per_s": n_operations / seconds / 1e12,
-                    "ratio_to_float16": best / seconds,
-                    "decode_first_seconds": first,
-                    "relative_error": sample_error(out, queries, *exact, scale),
-                }
-                result["rows"].append(row)
-                print(
-                    f"  {name:12s} {1e6 * seconds:10.0f} us {row['tflop_per_s']:5.0f} TFLOP/s "
-                    f"{row['ratio_to_float16']:.2f}x of float16, decoding first {1e6 * first:.0f} us, error "
-                    f"{row['relative_error']:.1e} {'' if shape is None else tuple(shape)}",
-                    flush=True,
-                )
+                result["rows"].append({**row, "float16_seconds": float16})
         part = args.file.with_suffix(".part")
         part.write_text(json.dumps(result, indent=1) + "\n")
         part.replace(args.file)

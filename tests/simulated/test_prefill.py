@@ -38,7 +38,9 @@ CASES = {
     "ggml": AttentionCase("q8_0", "q4_0", 64, n_heads=1, n_tokens=20, n_rows=9, last=(rows_of(20, 9),)),
     "ggml, turned": AttentionCase("q4_0_rot", "q8_0", 64, n_heads=1, n_tokens=17, n_rows=5, last=(rows_of(17, 5),)),
     "planes, float16": AttentionCase("turbo3_0", "f16", n_heads=1, n_tokens=17, n_rows=5, last=(rows_of(17, 5),)),
-    "forks' trellises": AttentionCase("turbo3_tcq", "turbo2_tcq", n_heads=1, n_tokens=17, n_rows=4, last=(rows_of(17, 4),)),
+    "forks' trellises": AttentionCase(
+        "turbo3_tcq", "turbo2_tcq", n_heads=1, n_tokens=17, n_rows=4, last=(rows_of(17, 4),)
+    ),
     "4,096 states, one bit": AttentionCase(
         "trellis2_l12", "trellis1", 64, n_heads=1, n_tokens=17, n_rows=3, last=(rows_of(17, 3),)
     ),

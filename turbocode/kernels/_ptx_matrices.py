@@ -84,8 +84,8 @@ transpose_halves = instruction(
 )
 
 
-# Four 8 x 8 matrices of 16-bit numbers from shared memory: lane 8 i + r gives the address of row r of matrix i, a
-# multiple of 16; lane 4 g + t gets of each columns 2 t and 2 t + 1 of row g, or, turned, rows 2 t and 2 t + 1 of column g.
+# Four 8 x 8 matrices of 16-bit numbers from shared memory: lane 8 i + r gives the address of row r of matrix i. Lane
+# 4 g + t gets of each columns 2 t and 2 t + 1 of row g or, turned, rows 2 t and 2 t + 1 of column g.
 def _load_four(is_turned: bool) -> Callable[[list[Any]], list[Any]]:
     def meaning(args: list[Any]) -> list[Any]:
         rows = np.array([arg[0].read(np.uint16, 8) for arg in args]).astype(np.uint32).reshape(4, 8, 8)

@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 from turbocode.formats.block_format import BlockFormat, Layout
 from turbocode.kernels import _ptx, _ptx_bits
 from turbocode.kernels._cuda import at, cuda, device, types
-from turbocode.kernels.attention.prefill_table import PrefillTable
+from turbocode.kernels.attention.lane_run import NORM_BITS
+from turbocode.kernels.attention.lookup import MAX_COPIES_LOG2, Lookup
+from turbocode.kernels.attention.run_of_numbers import BYTE_BIAS
+from turbocode.kernels.attention.shared_table import finder, plane_finder, spot_of
 from turbocode.kernels.attention.stretch import PLACES, stretch
 
 EIGHT = 8
-NORM_BITS = 16
-BYTE_BIAS = 0x64806480  # two float16 1152: what adding 1024 to an int8 with its sign bit flipped makes of 0
 
 uint32 = types.uint32
 
@@ -43,29 +44,25 @@ def is_known(form: BlockFormat) -> bool:
     return form.values_per_block % EIGHT == 0 and form.bytes_per_block % 2 == 0
 
 
-def _find(table: PrefillTable) -> Any:
-    """find(low, high, n, words, copy): the word whose index lies n bits above `table.low` in the 64 bits high:low."""
-    mask = (table.entries - 1) << table.low
+def lookup_of_pairs(form: BlockFormat, max_bytes: int) -> Lookup:
+    """The look-up that `eight_values` takes, with as many copies of its table as fit max_bytes, at least one.
 
-    @device
-    def find(low: Any, high: Any, n: Any, words: Any, copy: Any) -> Any:
-        index = uint32(uint32(_ptx.shift_right_wide(low, high, n)) & uint32(mask))
-        return _ptx.load_shared_u32(at(words, uint32(index | copy)))
-
-    return find
-
-
-def _spot(bit: int, width: int, table: PrefillTable) -> tuple[int, int, int]:
-    """(low, high, n): words of an array and shift that `find` takes for `width` bits from `bit` on."""
-    word, rest = divmod(bit, 32)
-    return word, word + (rest + width > 32), (rest - table.low) % 32
+    A pair of indices, or the state of a trellis, a word.
+    """
+    if form.layout in (Layout.Q8_0, Layout.FLOAT16):
+        return Lookup(0, 0)
+    index_bits = form.states_log2 if form.is_trellis else 2 * form.bits
+    copies = MAX_COPIES_LOG2
+    while copies and Lookup(index_bits, copies).shared_bytes > max_bytes:
+        copies -= 1
+    return Lookup(index_bits, copies)
 
 
-def _of_pairs(bits: int, table: PrefillTable) -> Callable[[int], Any]:
-    find = _find(table)
+def _of_pairs(bits: int, lookup: Lookup) -> Callable[[int], Any]:
+    find = finder(lookup)
 
     def pair(number: int) -> Any:
-        i, k, n = _spot(2 * number * bits, 2 * bits, table)
+        i, k, n = spot_of(2 * number * bits, 2 * bits, lookup)
 
         @device
         def two(x: Any, words: Any, copy: Any) -> Any:
@@ -76,12 +73,12 @@ def _of_pairs(bits: int, table: PrefillTable) -> Callable[[int], Any]:
     return pair
 
 
-def _of_states(bits: int, table: PrefillTable) -> Callable[[int], Any]:
-    find = _find(table)
+def _of_states(bits: int, lookup: Lookup) -> Callable[[int], Any]:
+    find = finder(lookup)
 
     def pair(number: int) -> Any:
-        i, k, n = _spot(2 * number * bits, table.index_bits, table)
-        i2, k2, n2 = _spot((2 * number + 1) * bits, table.index_bits, table)
+        i, k, n = spot_of(2 * number * bits, lookup.index_bits, lookup)
+        i2, k2, n2 = spot_of((2 * number + 1) * bits, lookup.index_bits, lookup)
 
         @device
         def two(x: Any, words: Any, copy: Any) -> Any:
@@ -94,17 +91,15 @@ def _of_states(bits: int, table: PrefillTable) -> Callable[[int], Any]:
     return pair
 
 
-def _of_planes(table: PrefillTable) -> Callable[[int], Any]:
-    low_mask, high_mask = 15 << table.low, 3 << table.low + 4
+def _of_planes(lookup: Lookup) -> Callable[[int], Any]:
+    find = plane_finder(lookup)
 
     def pair(number: int) -> Any:
-        n, m = (4 * number - table.low) % 32, (2 * number - table.low - 4) % 32
+        n, m = (4 * number - lookup.low) % 32, (2 * number - lookup.low - 4) % 32
 
         @device
         def two(x: Any, words: Any, copy: Any) -> Any:
-            index = uint32(uint32(_ptx.shift_right_wide(x[0], x[0], uint32(n))) & uint32(low_mask))
-            index = uint32(index | uint32(uint32(_ptx.shift_right_wide(x[1], x[1], uint32(m))) & uint32(high_mask)))
-            return _ptx.load_shared_u32(at(words, uint32(index | copy)))
+            return find(x[0], uint32(n), x[1], uint32(m), words, copy)
 
         return two
 
@@ -132,20 +127,20 @@ def _of_halves(number: int) -> Any:
     return two
 
 
-def _pairs_of(form: BlockFormat, table: PrefillTable) -> Callable[[int], Any]:
+def _pairs_of(form: BlockFormat, lookup: Lookup) -> Callable[[int], Any]:
     if form.is_trellis:
-        return _of_states(form.bits, table)
+        return _of_states(form.bits, lookup)
     if form.layout is Layout.SPLIT_PLANES:
-        return _of_planes(table)
+        return _of_planes(lookup)
     if form.layout is Layout.Q8_0:
         return _of_bytes
     if form.layout is Layout.FLOAT16:
         return _of_halves
-    return _of_pairs(form.bits, table)
+    return _of_pairs(form.bits, lookup)
 
 
 @functools.cache
-def eight_values(form: BlockFormat, table: PrefillTable) -> EightValues:
+def eight_values(form: BlockFormat, lookup: Lookup) -> EightValues:
     """The functions for blocks of one format, and a table of it in shared memory."""
     parts = form.values_per_block // EIGHT
     has_norm, is_planes = form.layout is not Layout.FLOAT16, form.layout is Layout.SPLIT_PLANES
@@ -156,7 +151,7 @@ def eight_values(form: BlockFormat, table: PrefillTable) -> EightValues:
     high = stretch(NORM_BITS + 2 * form.values_per_block, EIGHT, parts)
     begin, load, begin_high, load_high = run.start, run.load, high.start, high.load
     n_words, norm_at = run.words + is_planes, (1 + is_planes) * PLACES
-    pair = _pairs_of(form, table)
+    pair = _pairs_of(form, lookup)
     first, second, third, fourth = (pair(number) for number in range(4))
 
     @device

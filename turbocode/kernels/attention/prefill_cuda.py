@@ -5,16 +5,14 @@ from __future__ import annotations
 import functools
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from turbocode.errors import OptionError
 from turbocode.kernels import _launch
 from turbocode.kernels._cuda import shared_limits
 from turbocode.kernels._launch import DeviceArray, device_array, stream_handle
-from turbocode.kernels.attention.eight_values import is_known
+from turbocode.kernels.attention.eight_values import is_known, lookup_of_pairs
 from turbocode.kernels.attention.gpu_arrays import LOG2_E, Side, check_arrays, float_bits
+from turbocode.kernels.attention.lookup import lookup_words, table_scale
 from turbocode.kernels.attention.prefill_kernel import N_ARGS, prefill_kernel
-from turbocode.kernels.attention.prefill_table import table_for, table_words
 from turbocode.kernels.attention.prefill_variant import WARP, WORD, PrefillVariant, prefill_layout
 from turbocode.kernels.fwht.cuda import rotate, unrotate
 
@@ -52,8 +50,11 @@ class PrefillAttention:
                     f"16, 32, ... to {MAX_HEAD_DIM} in groups whose blocks begin at even bytes",
                     hint="use kernels of decode attention for a few rows at a time: GpuAttention",
                 )
-        found = [table_words(side.block_format, side.centroids) for side in (keys, values)]
-        self._words, self._scales = [words for words, _ in found], [scale for _, scale in found]
+        self._words = [
+            lookup_words(side.block_format, side.centroids, lookup_of_pairs(side.block_format, 0))
+            for side in (keys, values)
+        ]
+        self._scales = [table_scale(side.block_format, side.centroids) for side in (keys, values)]
         self._on_device: dict[int, list[DeviceArray]] = {}
 
     def __call__(
@@ -78,7 +79,7 @@ class PrefillAttention:
         given = queries, keys, values, last_token, out, lse, None, gains
         arrays: list[Any] = [None if array is None else device_array(array) for array in given]
         n_seqs, n_heads, n_rows = check_arrays(arrays, self.keys, self.values, self.head_dim)
-        q, k, v, last, target, _, _, _ = arrays
+        q, k, _, last, target, _, _, _ = arrays
         n_tokens = k.shape[2]
         if window < 0 or softcap < 0 or first_token < 0 or scale <= 0:
             raise OptionError(
@@ -89,16 +90,17 @@ class PrefillAttention:
             raise OptionError(f"{n_rows} rows are more than the cache's {n_tokens} tokens; give last_token")
         if 0 in (n_seqs, n_heads, n_rows):
             return out, lse
+        handle = stream_handle(stream, q.stream)
         rotated, wanted = self._is_direct(q, self.keys), self._is_direct(target, self.values)
         room = None if rotated and wanted else _launch.empty(like, like.shape, "float16")
         source = q if rotated else device_array(room)
         if not rotated:
-            rotate(queries, self.keys.rotation, out=room, stream=stream)
+            rotate(queries, self.keys.rotation, out=room, stream=handle)
         # A block reads its queries before it writes its outputs, and nobody else reads them.
         result = target if wanted else device_array(room)
-        self._launch(arrays, source, result, scale, window, softcap, first_token, stream_handle(stream, q.stream))
+        self._launch(arrays, source, result, scale, window, softcap, first_token, handle)
         if not wanted:
-            unrotate(room, self.values.rotation, out=out, stream=stream)
+            unrotate(room, self.values.rotation, out=out, stream=handle)
         return out, lse
 
     @staticmethod
@@ -120,7 +122,7 @@ class PrefillAttention:
         stream: int,
     ) -> None:
         q, k, v, last, _, lse, _, gains = arrays
-        n_seqs, n_heads, n_rows, d = q.shape
+        n_seqs, n_heads, n_rows, _ = q.shape
         n_kv_heads, n_tokens = k.shape[1:3]
         per_head = n_heads // n_kv_heads
         starts = [_launch.number_of(side.pointer) for side in (k, v)]
@@ -148,9 +150,7 @@ class PrefillAttention:
         assert len(args) == N_ARGS
         grid = -(-per_head * n_rows // variant.rows) * n_kv_heads * n_seqs
         size = prefill_layout(variant).size
-        _launch.launch(
-            prefill_kernel(variant), grid, WARP * variant.n_warps, q.device, stream, args, shared_bytes=size
-        )
+        _launch.launch(prefill_kernel(variant), grid, WARP * variant.n_warps, q.device, stream, args, shared_bytes=size)
 
     @functools.lru_cache(maxsize=64)  # noqa: B019 - as many as there are devices and options, for as long as it lives
     def _variant(self, device: int, is_late: bool, has_softcap: bool) -> PrefillVariant:
@@ -165,8 +165,8 @@ class PrefillAttention:
                 found = PrefillVariant(
                     *forms,
                     self.head_dim,
-                    table_for(forms[0], most),
-                    table_for(forms[1], most),
+                    lookup_of_pairs(forms[0], most),
+                    lookup_of_pairs(forms[1], most),
                     is_same,
                     shape.tile,
                     shape.n_warps,

@@ -16,7 +16,6 @@ import numpy as np
 from turbocode.kernels import _ptx, _ptx_copies
 from turbocode.kernels._cuda import at, cuda, device, kernel, shared_address, types
 from turbocode.kernels.attention.prefill_products import prefill_products
-from turbocode.kernels.attention.prefill_table import table_filler
 from turbocode.kernels.attention.prefill_tile import tile_decoder
 from turbocode.kernels.attention.prefill_variant import (
     BOUNDS_BYTES,
@@ -27,6 +26,7 @@ from turbocode.kernels.attention.prefill_variant import (
     prefill_layout,
     stage_bytes,
 )
+from turbocode.kernels.attention.shared_table import table_filler
 
 N_ARGS = 34
 EVERY = 1 << 30  # more tokens than there are
@@ -55,7 +55,7 @@ def prefill_kernel(variant: PrefillVariant) -> Any:
 
     queries, out : float16, rotated, with strides in bytes by sequence, head and row; lse : float32 (S, H, R)
     keys, values : rows of a head side by side, with strides in bytes by sequence and head
-    key_words, value_words : tables (prefill_table.py), with a stride by head
+    key_words, value_words : tables (lookup.py), with a stride by head
     last_token : int32 (S, R), if has_last; else row r is the token at first_row + r; gains : float32 (H,), if has_gains
     """
     d, tile, n_warps, rows = variant.head_dim, variant.tile, variant.n_warps, variant.rows
@@ -65,13 +65,14 @@ def prefill_kernel(variant: PrefillVariant) -> Any:
     key_stages_at, value_stages_at, bounds_at, _ = places[5:]
     key_stage = stage_bytes(variant.key_format, d, tile)
     value_stage = stage_bytes(variant.value_format, d, tile)
-    key_side = tile_decoder(variant.key_format, d, variant.key_table, tile, row_bytes, threads, variant.is_late)
-    value_side = tile_decoder(variant.value_format, d, variant.value_table, tile, row_bytes, threads, variant.is_late)
+    key_side = tile_decoder(variant.key_format, d, variant.key_lookup, tile, row_bytes, threads, variant.is_late)
+    value_side = tile_decoder(variant.value_format, d, variant.value_lookup, tile, row_bytes, threads, variant.is_late)
     fetch_keys, begin_keys, decode_keys, n_key_places = key_side.fetch, key_side.begin, key_side.decode, key_side.places
     fetch_values, begin_values, decode_values = value_side.fetch, value_side.begin, value_side.decode
     n_value_places = value_side.places
-    fill_keys, fill_values = table_filler(variant.key_table, n_warps), table_filler(variant.value_table, n_warps)
-    key_copies, value_copies = (1 << table.copies_log2 for table in (variant.key_table, variant.value_table))
+    begin_key_words, fill_key_words = table_filler(variant.key_format, variant.key_lookup, n_warps)
+    begin_value_words, fill_value_words = table_filler(variant.value_format, variant.value_lookup, n_warps)
+    key_copies, value_copies = (1 << table.copies_log2 for table in (variant.key_lookup, variant.value_lookup))
     products = prefill_products(d, tile, row_bytes)
     begin, score, cap, hide, weigh, add = (
         products.begin,
@@ -235,9 +236,11 @@ def prefill_kernel(variant: PrefillVariant) -> Any:
         fetch_keys(key_stages, key_rows, token, stop, thread)
         fetch_values(value_stages, value_rows, token, stop, thread)
         _ptx_copies.close_copies()
-        fill_keys(key_table, key_words + uint64(head) * key_words_head, warp, lane)
+        words = key_words + uint64(head) * key_words_head
+        fill_key_words(key_table, begin_key_words(words, warp, lane), words, warp, lane)
         if not shares_table:
-            fill_values(value_table, value_words + uint64(head) * value_words_head, warp, lane)
+            words = value_words + uint64(head) * value_words_head
+            fill_value_words(value_table, begin_value_words(words, warp, lane), words, warp, lane)
         key_tile, value_tile = at(base, uint32(keys_at)), at(base, uint32(values_at))
         begin(top, total, o)
         factor = _ptx.float_from_bits(uint32(score_factor))

@@ -30,13 +30,13 @@ class PrefillProducts(NamedTuple):
     """Arrays: s float32 (tile / 2,); o float32 (head_dim / 2,); top, total float32 (2,), of rows g and g + 8
 
     begin(top, total, o)
-    score(queries, keys, s) : shared addresses of the warp's rows and of the tile, each moved on to the lane's matrix row
-        by key_place, and query_place, which values share
+    score(queries, keys, s) : shared addresses of the warp's rows and of the tile, moved on to the lane's matrix row by
+        query_place, which values share, and key_place
     cap(s, factor, softcap) : softcap log2(e) tanh(factor s)
-    hide(s, half, token, lane, last, oldest) : scores of the tokens that row g, or g + 8, does not see become NOTHING
+    hide(s, half, token, lane, last, oldest) : scores of tokens that row g, or g + 8, does not see become NOTHING
     weigh(s, factor, top, total, o) : s becomes the probabilities 2**(factor s - top), all else is brought up to date
     add(s, values, o)
-    put(spot, factor, o) : sums times factor float32 (2,) as float16 to the shared address of the lane's first two of row g
+    put(spot, factor, o) : sums times factor float32 (2,) as float16; spot : shared address of the lane's first two
     """
 
     begin: Any
@@ -215,5 +215,3 @@ def prefill_products(head_dim: int, tile: int, row_bytes: int) -> PrefillProduct
                 total[row] = total[row] + weight
 
     return PrefillProducts(begin, query_place, key_place, score, cap, hide, weigh, add, put)
-
-

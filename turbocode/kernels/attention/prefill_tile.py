@@ -1,4 +1,4 @@
-"""A tile of stored rows on its way to the tensor cores: copied to a stage ahead of time, then decoded to float16 rows."""
+"""Tiles of stored rows on their way to the tensor cores: copied to a stage ahead, then decoded to float16 rows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from turbocode.formats.block_format import BlockFormat
 from turbocode.kernels import _ptx, _ptx_copies
 from turbocode.kernels._cuda import at, cuda, device, types
 from turbocode.kernels.attention.eight_values import EIGHT, eight_values
-from turbocode.kernels.attention.prefill_table import PrefillTable
+from turbocode.kernels.attention.lookup import Lookup
 from turbocode.kernels.attention.prefill_variant import WORD
 
 int32, uint32, uint64 = types.int32, types.uint32, types.uint64
@@ -31,12 +31,12 @@ class TileDecoder(NamedTuple):
 
 @functools.cache
 def tile_decoder(
-    form: BlockFormat, head_dim: int, table: PrefillTable, tile: int, target_bytes: int, threads: int, is_late: bool
+    form: BlockFormat, head_dim: int, lookup: Lookup, tile: int, target_bytes: int, threads: int, is_late: bool
 ) -> TileDecoder:
     """The functions for a block of `threads`; target_bytes : from one float16 row to the next."""
     row_bytes, block_bytes, n = form.bytes_per_vector(head_dim), form.bytes_per_block, form.values_per_block
     stage_words = -(-(tile * row_bytes + (WORD - 2 if is_late else 0)) // WORD)
-    eight = eight_values(form, table)
+    eight = eight_values(form, lookup)
     start_eight, decode_eight, is_halved = eight.start, eight.decode, eight.is_halved
     parts, parts_of_block = head_dim // EIGHT, n // EIGHT
     # An even number of rows at once, so that all of a thread's runs begin at the same bit of a word.

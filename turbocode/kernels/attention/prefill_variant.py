@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from turbocode.formats.block_format import BlockFormat
-from turbocode.kernels.attention.prefill_table import PrefillTable
+from turbocode.kernels.attention.lookup import Lookup
 
 WARP = 32
 WARP_ROWS = 16  # query rows of a warp: those of one product of matrices
@@ -25,8 +25,8 @@ class PrefillVariant(NamedTuple):
     key_format: BlockFormat
     value_format: BlockFormat
     head_dim: int
-    key_table: PrefillTable
-    value_table: PrefillTable
+    key_lookup: Lookup
+    value_lookup: Lookup
     shares_table: bool
     tile: int
     n_warps: int
@@ -68,8 +68,8 @@ def stage_bytes(form: BlockFormat, head_dim: int, tile: int) -> int:
 def prefill_layout(variant: PrefillVariant) -> PrefillLayout:
     """Where what lies."""
     tile_bytes = variant.tile * variant.row_bytes
-    value_words = 0 if variant.shares_table else variant.key_table.shared_bytes
-    queries = variant.key_table.shared_bytes + (0 if variant.shares_table else variant.value_table.shared_bytes)
+    value_words = 0 if variant.shares_table else variant.key_lookup.shared_bytes
+    queries = variant.key_lookup.shared_bytes + (0 if variant.shares_table else variant.value_lookup.shared_bytes)
     queries = -(-queries // WORD) * WORD
     keys = queries + variant.rows * variant.row_bytes
     values = keys + tile_bytes
