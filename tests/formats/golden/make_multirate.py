@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bisect
 import hashlib
+import itertools
 import json
 import math
 import random
@@ -71,7 +72,7 @@ def ring(u: list[float], weights: list[float], rates: list[int]) -> list[int]:
 
 
 def encode(y: list[float], sigma: list[float], rates: list[int], law: str, gains: list[float]) -> tuple[int, list[int]]:
-    middles = [(a + b) / 2 for a, b in zip(gains, gains[1:], strict=False)]
+    middles = [(a + b) / 2 for a, b in itertools.pairwise(gains)]
     if law == "whitened":
         gain = math.sqrt(sum((v / s) ** 2 for v, s in zip(y, sigma, strict=True)) / len(y))
     else:
