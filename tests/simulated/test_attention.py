@@ -7,10 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.attention_cases import AttentionCase, relative_error
+from helpers.skipping import skipping_attention
 
 from turbocode.codecs.gpu_attention import GpuAttention, merge_on_gpu
 from turbocode.errors import OptionError
+from turbocode.kernels.attention.cpu import merge_partials
 from turbocode.kernels.attention.cuda import Shape
+from turbocode.kernels.attention.skipping import Skipping
 
 FAST_ERROR, PLAIN_ERROR = 1e-3, 2e-6
 CASES = {
@@ -157,3 +160,28 @@ def test_negative_options_are_refused(rng: np.random.Generator) -> None:
         )
     with pytest.raises(OptionError, match="head_dim 128"):
         GpuAttention(case.codecs()[0], AttentionCase(head_dim=64).codecs()[1])
+
+
+@pytest.mark.parametrize("skipping", [Skipping(0.03, 0.0), Skipping(0.0, 0.7)])
+@pytest.mark.parametrize("is_plain", [False, True])
+def test_what_hardly_counts_is_left_out(is_plain: bool, skipping: Skipping, rng: np.random.Generator) -> None:
+    case = AttentionCase(head_dim=64, n_tokens=160, n_heads=1, norm=4.0)
+    arrays = case.build_blocks(rng)
+    attention = GpuAttention(*case.codecs(), is_plain=is_plain, skipping=skipping)
+    if not is_plain:
+        attention._attend.shape = Shape(1, 1, 2)
+    keys, values = (codec.decode(part)[0, 0] for codec, part in zip(case.codecs(), arrays["blocks"], strict=True))
+    logits = case.scale * arrays["queries"][0, 0].astype(np.float64) @ keys.T
+    if is_plain:  # each of four warps has every fourth token, one at a time
+        parts = [skipping_attention(logits[:, w::4], values[w::4], skipping, 1) for w in range(4)]
+        merged = merge_partials(
+            *(np.stack([part[i] for part in parts]) for i in range(2)), np.ones((4, 1))
+        )  # fmt: skip
+        expected, n_left_out = (*merged, None), sum(part[2] for part in parts)
+    else:
+        norms = arrays["values"][0, 0, :160, :2].copy().view(np.float16)[:, 0].astype(np.float64)
+        *expected, n_left_out = skipping_attention(logits, values, skipping, 32, np.log(norms))
+    output, lse = attend(attention, case, arrays, 1)
+    assert n_left_out > 20
+    assert relative_error(output[0, 0], expected[0]) <= FAST_ERROR
+    np.testing.assert_allclose(lse[0, 0], expected[1], rtol=0, atol=4 * FAST_ERROR)
