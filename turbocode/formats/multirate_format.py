@@ -40,6 +40,7 @@ class MultirateFormat:
     has_codebook = True
     is_tail_biting = True
     blocks_per_group = 1
+    bits = 0  # no number holds for all channels
 
     def __post_init__(self) -> None:
         if not MIN_HEAD_DIM <= self.head_dim <= MAX_HEAD_DIM:

@@ -126,6 +126,23 @@ def _encode_all(
 
 
 @strict_parallel
+def _affine_all(x: Any, before: Any, columns: Any, after: Any, out: Any) -> None:
+    """Set out (n, D) to the sum over j, in turn, of (x_j - before_j) * columns[j], plus after."""
+    n, d = x.shape
+    for task in prange((n + GROUPS_PER_TASK - 1) // GROUPS_PER_TASK):
+        for i in range(task * GROUPS_PER_TASK, min(n, (task + 1) * GROUPS_PER_TASK)):
+            row = out[i]
+            for channel in range(d):
+                row[channel] = _ZERO
+            for j in range(d):
+                factor, column = x[i, j] - before[j], columns[j]
+                for channel in range(d):
+                    row[channel] += factor * column[channel]
+            for channel in range(d):
+                row[channel] += after[channel]
+
+
+@strict_parallel
 def _search_all(u: Any, weights: Any, rates: Any, tables: Any, before: int, behind: int, states: Any) -> None:
     """Set states int16 (n, T) to the best rings through u float32 (n, T)."""
     n, n_steps = u.shape
@@ -150,7 +167,7 @@ def read_block(block: Any, run_rates: Any, tables: Any, gain: Any, out: Any) -> 
     state = (np.uint32(block[n_bytes]) << np.uint32(2)) | (np.uint32(block[n_bytes - 1]) >> np.uint32(6))
     position = 1
     for run in range(run_rates.shape[0]):
-        k = run_rates[run]
+        k = int(run_rates[run])
         start = 8 * run
         if k == 0:
             for j in range(8):
@@ -183,6 +200,15 @@ def _decode_all(blocks: Any, run_rates: Any, sigma: Any, tables: Any, gains: Any
 def _tables(side: MultirateSide) -> NDArray[np.float32]:
     assert side.tables.shape == (MAX_RATE + 1, N_STATES)
     return np.ascontiguousarray(side.tables)
+
+
+def affine(
+    x: NDArray[np.float32], before: NDArray[np.float32], columns: NDArray[np.float32], after: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """(x - before) @ columns + after, float32 (n, D), added up in the order of the columns' rows."""
+    out = np.empty(x.shape, np.float32)
+    _affine_all(np.ascontiguousarray(x), before, columns, after, out)
+    return out
 
 
 def ring(u: NDArray[np.float32], side: MultirateSide) -> NDArray[np.int16]:

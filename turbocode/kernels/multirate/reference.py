@@ -97,6 +97,14 @@ def ring_exhaustive(
     return states, best
 
 
+def affine(x: NDArray[Any], before: NDArray[Any], columns: NDArray[Any], after: NDArray[Any]) -> NDArray[Any]:
+    """(x - before) @ columns + after, in the type of x, added up in the order of the columns' rows."""
+    total = np.zeros_like(x)
+    for j, column in enumerate(columns):
+        total += (x[:, j] - before[j])[:, None] * column
+    return total + after
+
+
 def gain_bytes(gain: NDArray[Any], side: MultirateSide) -> NDArray[np.uint8]:
     """The byte of each gain (n,): the nearest one, at most 255."""
     return np.searchsorted(side.gains.boundaries.astype(gain.dtype), gain, side="right").astype(np.uint8)
