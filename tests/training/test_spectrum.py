@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from turbocode.dumps import SyntheticSpec, open_dump, write_synthetic_dump
+from turbocode.dumps import SynthesisSpec, open_dump, synthesize
 from turbocode.errors import OptionError
 from turbocode.training.error_metric import RIDGE, SideMoments, metric_kind, side_moments, with_ridge
 from turbocode.training.spectrum import SHRINKAGE, spectrum_of
@@ -51,7 +51,7 @@ def test_moments_of_two_dumps_are_those_of_all_tokens() -> None:
 
 
 def test_dumps_that_say_too_little(tmp_path: Path) -> None:
-    write_synthetic_dump(tmp_path / "mute.h5", SyntheticSpec(n_layers=4, n_kv_heads=2, n_query_heads=4, n_rows=0))
+    synthesize(tmp_path / "mute.h5", SynthesisSpec(n_layers=4, n_kv_heads=2, n_query_heads=4, n_rows=0))
     with open_dump(tmp_path / "mute.h5") as mute, open_dump(SHIPPED) as dump:
         with pytest.raises(OptionError, match="neither Fisher information nor queries"):
             metric_kind([mute])

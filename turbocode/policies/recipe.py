@@ -185,7 +185,7 @@ def recipe_text(recipe: Recipe) -> str:
     """The recipe as YAML that `read_recipe` reads back: only what is not the default."""
     document = {"version": recipe.version, "k": recipe.k, "v": recipe.v}
     document |= recipe.model_dump(exclude_defaults=True)
-    return yaml.safe_dump(document, sort_keys=False, default_flow_style=None, width=120)
+    return yaml.safe_dump(document, sort_keys=False, default_flow_style=False)
 
 
 class _Loader(yaml.SafeLoader):

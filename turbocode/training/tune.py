@@ -62,12 +62,14 @@ def tune_multirate(dumps: Sequence[Dump], bits: float, advance: Advance | None =
     Raises OptionError for bits that the format cannot have, dumps that do not belong together or say too little.
     """
     kind, moments = metric_kind(dumps), {}
+    head_dim = dumps[0].metadata.head_dim
+    if head_dim % RUN_CHANNELS:
+        raise OptionError(f"head_dim is {head_dim}; {MULTIRATE} codes runs of {RUN_CHANNELS} channels", hint="--codecs")
     for key in _sides(dumps):
         moments[key] = side_moments(dumps, *key, kind, advance)
     spectra = {key: spectrum_of(found) for key, found in moments.items()}
     nmse = (1.0, *multirate_codebook().nmse)
     costs = {key: spectrum.run_costs(RUN_CHANNELS) for key, spectrum in spectra.items()}
-    head_dim = dumps[0].metadata.head_dim
     least = {key: _codec(spectrum, np.ones(len(costs[key]), np.int64)) for key, spectrum in spectra.items()}
     constant_bits = float(np.mean([codec.constant_bits for codec in least.values()]))
     n_bytes = int(np.floor(len(costs) * (head_dim * (bits - constant_bits) / 8 - 1) + 1e-9))
