@@ -68,7 +68,7 @@ def test_the_bytes_are_those_of_the_definition(rng: np.random.Generator) -> None
     x, zeros = vectors[0].astype(np.float32), np.zeros(32, np.float32)
     matrix = basis.basis_matrix(codec.basis[0], codec.row_scale[0], codec.column_scale[0])
     y = reference.affine(x, codec.mean[0], matrix.T, zeros)
-    side = codec._head(0).side
+    side = codec.head_constants(0).side
     stored = reference.encode(y, side, codec.searches, np.float32)
     blocks = codec.encode(x)[0]
     np.testing.assert_array_equal(blocks, stored.view(np.uint8).reshape(blocks.shape))

@@ -26,7 +26,7 @@ from turbocode.transforms import CONSTANT_TOKENS
 MULTIRATE = "multirate"
 MULTIRATE_CODEC_VERSION = 1
 _CODEBOOK = "codebook"  # the array that files hold beside those of the calibration
-_LIMIT, _CODED_LIMIT = np.float32(2.0**60), np.float32(2.0**50)  # beyond them values are cut, so that no sum overflows
+LIMIT, CODED_LIMIT = np.float32(2.0**60), np.float32(2.0**50)  # beyond them values are cut, so that no sum overflows
 _LARGEST_GAIN = 255
 _LARGEST_STRETCH = 2.0
 _DTYPES = {
@@ -85,8 +85,8 @@ class MultirateCodec:
         assert self._heads is not None  # made now, so that what does not fit is found when a file is read
 
     @cached_property
-    def _heads(self) -> tuple[_Head, ...]:
-        return tuple(_Head.of(self, head) for head in range(len(self.basis)))
+    def _heads(self) -> tuple[HeadConstants, ...]:
+        return tuple(HeadConstants.of(self, head) for head in range(len(self.basis)))
 
     @property
     def head_dim(self) -> int:
@@ -119,7 +119,8 @@ class MultirateCodec:
         one = {name: getattr(self, name)[head : head + 1] for name in _DTYPES if name != "rates"}
         return replace(self, **one)
 
-    def _head(self, head: int) -> _Head:
+    def head_constants(self, head: int) -> HeadConstants:
+        """What coding the vectors of one KV head takes."""
         return self._heads[head if self.n_heads > 1 else 0]
 
     def encode(self, values: NDArray[Any], head: int = 0) -> tuple[NDArray[np.uint8], EncodeReport]:
@@ -141,9 +142,9 @@ class MultirateCodec:
         if len(bad):
             where = tuple(int(i) for i in np.unravel_index(int(bad[0]), values.shape[:-1]))
             raise DataError(f"vector {where} holds a NaN or an infinity; finite values are needed")
-        chosen = self._head(head)
-        y = cpu.affine(np.clip(x, -_LIMIT, _LIMIT), chosen.mean, chosen.columns, np.zeros_like(chosen.mean))
-        blocks = cpu.encode(np.clip(y, -_CODED_LIMIT, _CODED_LIMIT), chosen.side, self.searches)
+        chosen = self.head_constants(head)
+        y = cpu.affine(np.clip(x, -LIMIT, LIMIT), chosen.mean, chosen.columns, np.zeros_like(chosen.mean))
+        blocks = cpu.encode(np.clip(y, -CODED_LIMIT, CODED_LIMIT), chosen.side, self.searches)
         report, _ = EncodeReport.of_vectors(x, self.decode(blocks, head))
         report.saturated_vectors = int((blocks[:, 0] == _LARGEST_GAIN).sum())
         return blocks.reshape(*values.shape[:-1], self.bytes_per_vector), report
@@ -161,7 +162,7 @@ class MultirateCodec:
                 f"{self.name} decodes uint8 arrays of {self.bytes_per_vector} bytes a vector; "
                 f"given is {blocks.dtype} of shape {blocks.shape}"
             )
-        chosen = self._head(head)
+        chosen = self.head_constants(head)
         values = cpu.decode(blocks.reshape(-1, self.bytes_per_vector), chosen.side, is_scaled=unrotate)
         if unrotate:
             values = cpu.affine(values, np.zeros_like(chosen.mean), chosen.back, chosen.mean)
@@ -169,18 +170,18 @@ class MultirateCodec:
 
     def rotate(self, vectors: NDArray[Any], head: int = 0) -> NDArray[np.float32]:
         """Queries for logits over the key blocks of a KV head, which lack `logit_offset`: sigma A^-T q."""
-        chosen = self._head(head)
+        chosen = self.head_constants(head)
         return np.asarray((np.asarray(vectors, np.float32) @ chosen.back.T) * chosen.side.sigma, np.float32)
 
     def unrotate(self, vectors: NDArray[Any], head: int = 0) -> NDArray[np.float32]:
         """Attention outputs over the value blocks of a KV head in the model's basis: A^-1 sigma o + mean."""
-        chosen = self._head(head)
+        chosen = self.head_constants(head)
         scaled = np.asarray(vectors, np.float32) * chosen.side.sigma
         return np.asarray(scaled @ chosen.back + chosen.mean, np.float32)
 
     def logit_offset(self, vectors: NDArray[Any], head: int = 0) -> NDArray[np.float32]:
         """<q, mean>, float32 (...): what logits of queries (..., head_dim) over the key blocks lack."""
-        mean = self._head(head).mean.astype(np.float64)
+        mean = self.head_constants(head).mean.astype(np.float64)
         return (np.asarray(vectors, np.float64) @ mean).astype(np.float32)
 
     def packed_tables(self) -> NDArray[np.float32]:
@@ -224,7 +225,7 @@ class MultirateCodec:
 
 
 @dataclass(frozen=True, eq=False)
-class _Head:
+class HeadConstants:
     """One head ready for work. columns : A^T, back : A^-T with its rows stretched, float32 (D, D); mean (D,)."""
 
     side: MultirateSide
@@ -233,7 +234,7 @@ class _Head:
     mean: NDArray[np.float32]
 
     @classmethod
-    def of(cls, codec: MultirateCodec, head: int) -> _Head:
+    def of(cls, codec: MultirateCodec, head: int) -> HeadConstants:
         matrix = basis_matrix(codec.basis[head], codec.row_scale[head], codec.column_scale[head])
         side = MultirateSide(codec.block_format, codec.sigma[head], codec.gains, LAWS[codec.law], codec.tables)
         columns, back = (np.ascontiguousarray(each.T) for each in (matrix, inverse_matrix(matrix)))
@@ -318,7 +319,7 @@ def _made(
             raise DataError(f"multirate version {about['version']!r} is unknown; known is 1", file=file)
         given = {name: arrays[name] for name in _DTYPES}
         base, ratio, searches = about["gain_base"], about["gain_ratio"], about["searches"]
-        stretch = about["stretch"]
+        stretch = about.get("stretch", [1.0] * (MAX_RATE + 1))
         if not isinstance(stretch, list) or not all(_is_number(number) for number in (base, ratio, *stretch)):
             raise DataError("multirate: gain_base, gain_ratio and those of stretch must be numbers", file=file)
         if type(searches) is not int or not 1 <= searches <= 4:
