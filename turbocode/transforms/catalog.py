@@ -7,10 +7,30 @@ from collections.abc import Sequence
 from dataclasses import fields
 
 from turbocode.errors import OptionError
+from turbocode.transforms.balance import Balance, BalanceDiagonal, BalancePairs
+from turbocode.transforms.butterfly import Butterfly
 from turbocode.transforms.fitted import Transform
+from turbocode.transforms.innerq import InnerQ
+from turbocode.transforms.klt import KLT
+from turbocode.transforms.kvlinc import KVLinC
 from turbocode.transforms.mean import Mean
+from turbocode.transforms.reorder import Reorder
+from turbocode.transforms.squat import SQuat
+from turbocode.transforms.walsh import Walsh
 
-_CLASSES: tuple[type[Transform], ...] = (Mean,)
+_CLASSES: tuple[type[Transform], ...] = (
+    Mean,
+    InnerQ,
+    Balance,
+    BalanceDiagonal,
+    BalancePairs,
+    SQuat,
+    KLT,
+    Walsh,
+    Reorder,
+    Butterfly,
+    KVLinC,
+)
 TRANSFORMS: dict[str, type[Transform]] = {kind.name: kind for kind in _CLASSES}
 TRANSFORM_NAMES = tuple(TRANSFORMS)
 MAX_CHAIN = 8
