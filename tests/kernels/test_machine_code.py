@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("numba_cuda", reason="numba-cuda is not installed")
 
 from turbocode.kernels._compile import disassembler, machine_codes
-from turbocode.kernels.kernel_table import ARCHITECTURES, kernel_table
+from turbocode.kernels.kernel_table import kernel_table
 
 ENTRIES = {entry.name: entry for entry in kernel_table()}
 DOCUMENT = Path(__file__).parents[2] / "docs" / "gpu.md"
@@ -20,8 +20,8 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "gpu.md"
 def test_machine_code(name: str) -> None:
     entry = ENTRIES[name]
     assert disassembler(), "install nvidia-cuda-nvdisasm"
-    codes = machine_codes(entry.make(), entry.n_args, ARCHITECTURES)
-    for architecture, code in zip(ARCHITECTURES, codes, strict=True):
+    codes = machine_codes(entry.make(), entry.n_args, entry.architectures)
+    for architecture, code in zip(entry.architectures, codes, strict=True):
         assert code.spilled == 0 and code.stack == 0, architecture
         assert 0 < code.registers <= entry.max_registers, architecture
         assert code.shared <= entry.max_shared, architecture

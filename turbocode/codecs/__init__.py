@@ -4,6 +4,7 @@ from turbocode.codecs.attention import decode_attention, merge_attention
 from turbocode.codecs.catalog import make_codec
 from turbocode.codecs.codec import Codec, codec_from_description
 from turbocode.codecs.coder import Coder, coder_from_description, decode_heads, encode_heads, plain_codec
+from turbocode.codecs.multirate_codec import MultirateCodec, multirate_codec, multirate_from_calibration
 from turbocode.codecs.report import EncodeReport
 from turbocode.codecs.spec import CODEC_NAMES, STANDARD_CODECS, CodecSpec, codec_summary, parse_codec
 from turbocode.codecs.transformed import TransformedCodec
@@ -15,6 +16,7 @@ __all__ = [
     "CodecSpec",
     "Coder",
     "EncodeReport",
+    "MultirateCodec",
     "TransformedCodec",
     "codec_from_description",
     "codec_summary",
@@ -24,6 +26,8 @@ __all__ = [
     "encode_heads",
     "make_codec",
     "merge_attention",
+    "multirate_codec",
+    "multirate_from_calibration",
     "parse_codec",
     "plain_codec",
 ]

@@ -9,12 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from turbocode.codecs.coder import Coder, plain_codec
+from turbocode.codecs.multirate_codec import MultirateCodec
 from turbocode.errors import OptionError
 from turbocode.kernels.attention import PackedSide
 
 
 def packed_side(coder: Coder, blocks: NDArray[np.uint8]) -> PackedSide:
     """Blocks uint8 (n_seqs, n_kv_heads, n_tokens, bytes_per_vector) with the codebooks to read them."""
+    if isinstance(coder, MultirateCodec):
+        return PackedSide(np.ascontiguousarray(blocks), coder.block_format, coder.packed_tables())
     codec = plain_codec(coder)
     if codec is None:
         raise OptionError(f"packed attention does not read blocks of {coder.name}")

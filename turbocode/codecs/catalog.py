@@ -8,6 +8,7 @@ from turbocode.codebooks import AnyCodebook, Codebook, TrellisCodebook, trellis_
 from turbocode.codebooks.catalog import load_codebook
 from turbocode.codecs.codec import Codec
 from turbocode.codecs.spec import ROTATED_SUFFIX, CodecSpec, parse_codec
+from turbocode.errors import OptionError
 from turbocode.formats import BlockFormat, block_format
 from turbocode.kernels.fwht import rotation_for
 from turbocode.kernels.trellis import VITERBI, parse_search
@@ -35,6 +36,11 @@ def make_codec(
     """
     if isinstance(spec, str):
         spec = parse_codec(spec)
+    if spec.is_calibrated:
+        raise OptionError(
+            f"{spec.name} is calibrated for the layers of a model: it needs a recipe with a calibration file",
+            hint="turbocode tune writes both",
+        )
     layout = block_format(spec.format_name, head_dim)
     rotates = layout.has_codebook or spec.name.endswith(ROTATED_SUFFIX)
     kind = spec.rotation or ("signed" if rotates else "none")

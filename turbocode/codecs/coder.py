@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from turbocode.codecs.codec import Codec, codec_from_description
+from turbocode.codecs.multirate_codec import MULTIRATE, multirate_from_description
 from turbocode.codecs.report import EncodeReport
 from turbocode.codecs.transformed import TransformedCodec, transformed_from_description
 from turbocode.errors import DataError
@@ -71,6 +72,8 @@ def coder_from_description(
         raise DataError("codec description: must be an object", file=file)
     if "transforms" in description:
         return transformed_from_description(description, arrays, file=file)
+    if description.get("codec") == MULTIRATE:
+        return multirate_from_description(description, arrays, file=file)
     return codec_from_description(description, file=file)
 
 

@@ -36,6 +36,7 @@ _SUMMARIES = {
     },
 }
 CODEC_NAMES = tuple(_SUMMARIES)
+CALIBRATED_CODECS = ("multirate",)  # whose constants are fitted for a layer: a recipe's calibration file has them
 # Without the variants of trellises with more states, which differ in the table and in the encoder's work alone.
 STANDARD_CODECS = tuple(name for name in CODEC_NAMES if "_l" not in name)
 
@@ -49,7 +50,8 @@ def codec_summary(name: str) -> str:
 class CodecSpec:
     """A codec's name and what deviates from its defaults (None: the default).
 
-    name : one of CODEC_NAMES; rotation : `signed`, `hadamard`, `none`; norm : `l2`, `mse`, `unbiased`, `raw`
+    name : one of CODEC_NAMES, or of CALIBRATED_CODECS, which have no options
+    rotation : `signed`, `hadamard`, `none`; norm : `l2`, `mse`, `unbiased`, `raw`
     codebook : a shipped codebook's name or the path of a JSON codebook
     search : of trellises, `viterbi` (exact) or, to compare with it, `greedy`, `multistart`, `beam16`
     gains : of trellises, scales of each group that are searched for the best one, `1` to `5`
@@ -63,7 +65,11 @@ class CodecSpec:
     gains: str | None = None
 
     def __post_init__(self) -> None:
-        _require("codec", self.name, CODEC_NAMES)
+        _require("codec", self.name, (*CODEC_NAMES, *CALIBRATED_CODECS))
+        if self.is_calibrated:
+            if any(getattr(self, key) is not None for key in OPTIONS):
+                raise OptionError(f"{self.name} has no options here: its calibration says how it codes")
+            return
         if self.rotation is not None:
             _require("rotation", self.rotation, ROTATION_KINDS)
         if self.norm is not None:
@@ -77,6 +83,11 @@ class CodecSpec:
             parse_search(self.search)
         if self.gains is not None:
             _require("number of gains", self.gains, GAIN_COUNTS)
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether the codec is one layer's and side's, and comes from a calibration file."""
+        return self.name in CALIBRATED_CODECS
 
     @property
     def format_name(self) -> str:

@@ -25,8 +25,7 @@ ENCODE, DECODE, ATTEND, PLAIN = "encode", "decode", "attend", "plain"
 
 
 class Job(NamedTuple):
-    """One small call. kind : COLUMNS = 8  # query rows of a KV head that a kernel takes at a time
-    ENCODE, DECODE, ATTEND or PLAIN; k, v : codecs, the same for the first two"""
+    """One small call. kind : ENCODE, DECODE, ATTEND or PLAIN; k, v : codecs, the same for the first two"""
 
     kind: str
     k: str

@@ -29,6 +29,7 @@ class Layout(enum.IntEnum):
         5  # norm, then a stream whose bits [bits * t, bits * t + states_log2) are the state of value t, a byte
     )
     TRELLIS_RING = 6  # norm, then such a stream of bits * n bits that goes on at its beginning (tail-biting)
+    MULTIRATE = 7  # a byte of gain, then a ring in which every run of channels has its rate; see multirate_format.py
 
 
 SCALAR_LAYOUTS = (Layout.BITSTREAM, Layout.SPLIT_PLANES)

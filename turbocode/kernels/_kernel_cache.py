@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 _COMPILERS = ("numba", "numba-cuda", "llvmlite", "nvidia-nvvm", "nvidia-nvjitlink", "nvidia-cuda-nvrtc")
-_INSTRUCTIONS = ("_cuda.py", "_ptx.py", "_ptx_bits.py", "_ptx_matrices.py")
+_INSTRUCTIONS = ("_cuda.py", *sorted(path.name for path in Path(__file__).parent.glob("_ptx*.py")))
 _PLAIN = (bool, int, float, str, bytes, type(None), np.generic)
 
 

@@ -47,6 +47,8 @@ begin_barrier = instruction(
     touches_memory=True,
 )
 fence_barriers = instruction("fence.mbarrier_init.release.cluster;", None, (), lambda: None, touches_memory=True)
+# What this thread wrote in shared memory comes before what bulk copies write there, once a barrier has been passed.
+fence_bulk_copies = instruction("fence.proxy.async.shared::cta;", None, (), lambda: None, touches_memory=True)
 arrive_expecting = instruction(
     "mbarrier.arrive.expect_tx.shared::cta.b64 _, [$0], $1;",
     None,

@@ -13,6 +13,18 @@ import numpy as np
 
 from turbocode.formats import block_format
 from turbocode.kernels.attention import exact_tokens
+from turbocode.kernels.attention.attend_kernel import N_ARGS as N_ATTEND_ARGS
+from turbocode.kernels.attention.attend_kernel import attend_kernel
+from turbocode.kernels.attention.attend_variant import AttendVariant
+from turbocode.kernels.attention.cuda import Shape, replace_shape
+from turbocode.kernels.attention.eight_values import lookup_of_pairs
+from turbocode.kernels.attention.lookup import lookup_for
+from turbocode.kernels.attention.merge_kernel import N_ARGS as N_MERGE_ARGS
+from turbocode.kernels.attention.merge_kernel import merge_kernel
+from turbocode.kernels.attention.prefill_cuda import PrefillShape
+from turbocode.kernels.attention.prefill_kernel import N_ARGS as N_PREFILL_ARGS
+from turbocode.kernels.attention.prefill_kernel import prefill_kernel
+from turbocode.kernels.attention.prefill_variant import PrefillVariant
 from turbocode.kernels.fwht import rotation_for
 from turbocode.kernels.fwht.lanes import BFLOAT16, FLOAT16, FLOAT32
 from turbocode.kernels.fwht.rotate_kernel import N_ARGS as N_ROTATE_ARGS
@@ -33,9 +45,12 @@ from turbocode.kernels.trellis import encode_kernel as trellis_encode
 from turbocode.kernels.trellis import encode_tensor as trellis_encode_tensor
 from turbocode.kernels.trellis.search_kernel import N_ARGS as N_SEARCH_ARGS
 from turbocode.kernels.trellis.search_kernel import search_kernel
+from turbocode.kernels.trellis.search_lanes import lane_search
 from turbocode.kernels.trellis.trellis import Trellis
 
 ARCHITECTURES = ((8, 0), (9, 0), (12, 0))
+STATIC_SHARED = 48 * 1024  # that a kernel may declare on any GPU
+TRELLIS_SHARED = 8 * 1024  # that a group may take while it is searched
 _WIDE_LOAD, _WIDE_STORE, _EXCHANGE, _TENSOR = r"LDG\.E\..*128", r"STG\.E\..*128", r"SHFL", r"HMMA"
 _SHARED_LOAD, _ASYNCHRONOUS_COPY = r"LDS\.128", r"LDGSTS\.E.*128"
 _TYPES = {"fp16": FLOAT16, "bf16": BFLOAT16, "fp32": FLOAT32}
@@ -47,6 +62,7 @@ class KernelEntry:
 
     make : compiles nothing, gives the decorated function; n_args : its arguments, all uint64
     max_registers : of a thread; opcodes : patterns of machine instructions that must occur
+    max_shared : static shared memory of a block, bytes; architectures : that have its instructions
     """
 
     name: str
@@ -54,6 +70,8 @@ class KernelEntry:
     n_args: int
     max_registers: int
     opcodes: tuple[str, ...] = ()
+    max_shared: int = STATIC_SHARED
+    architectures: tuple[tuple[int, int], ...] = ARCHITECTURES
 
 
 def _encode_variant(
@@ -174,12 +192,16 @@ def _trellises() -> Iterator[KernelEntry]:
         "trellis2_l12",
     ):
         variant = _encode_variant(name, 128, FLOAT16, is_measured=name == "trellis3")
+        trellis = Trellis.of_format(variant.block_format)
+        search = lane_search(trellis, 128, trellis.approach(128) if trellis.is_tail_biting else 0)
+        is_default = "_l" not in name
         yield KernelEntry(
             f"encode {name} 128 fp16",
             lambda v=variant: trellis_encode.encode_kernel(v)[0],  # type: ignore[misc]
             n,
             128,
             (_SHARED_LOAD,),
+            TRELLIS_SHARED * search.per_block if is_default else STATIC_SHARED,
         )
     for name, is_strided in (
         *((name, False) for name in ("trellis1", "trellis2", "trellis3", "trellis4", "turbo3_tcq", "trellis2_l9")),
@@ -257,6 +279,76 @@ def _exact_tokens() -> Iterator[KernelEntry]:
     yield KernelEntry("settle numbers", exact_tokens.settle_kernel, exact_tokens.N_SETTLE_ARGS, 64)
 
 
+def _attend_variant(name: str, d: int, value_type: int, shape: Shape, table_bytes: int, is_bulk: bool) -> AttendVariant:
+    form = block_format(name, d)
+    rotation = rotation_for(form.group_size, "signed" if form.has_codebook else "none")
+    smallest = lookup_for(form, 0)
+    variant = AttendVariant(
+        key_format=form,
+        value_format=form,
+        key_rotation=rotation,
+        value_rotation=rotation,
+        head_dim=d,
+        key_lookup=smallest,
+        value_lookup=smallest,
+        shares_table=True,
+        tables_per_head=False,
+        n_column_tiles=1,
+        n_warps=1,
+        n_stages=2,
+        blocks_at_once=1,
+        query_type=value_type,
+        out_type=value_type,
+        is_paged=not is_bulk,
+        is_late=False,
+        is_bulk=is_bulk,
+        has_softcap=False,
+        has_gain=False,
+    )
+    return replace_shape(variant, shape, table_bytes)
+
+
+def _attentions() -> Iterator[KernelEntry]:
+    # Each compiles for many seconds: what differs most, on the GPUs that it is laid out for.
+    for name, d, shape, table_bytes, is_bulk, architecture in (
+        ("turbo2", 128, Shape(8, 2, 2), 1 << 16, True, (9, 0)),
+        ("turbo3", 128, Shape(8, 2, 2), 1 << 13, True, (9, 0)),
+        ("turbo4", 128, Shape(8, 1, 2), 1 << 15, False, (8, 0)),
+        ("trellis2", 128, Shape(16, 1, 2), 1 << 17, True, (9, 0)),
+        ("trellis3", 128, Shape(16, 1, 2), 1 << 16, True, (9, 0)),
+        ("turbo3", 256, Shape(8, 1, 2), 1 << 16, True, (9, 0)),
+    ):
+        variant = _attend_variant(name, d, FLOAT16, shape, table_bytes, is_bulk)
+        yield KernelEntry(
+            f"attend {name} {d} fp16" + ("" if is_bulk else ", paged"),
+            lambda v=variant: attend_kernel(v),  # type: ignore[misc]
+            N_ATTEND_ARGS,
+            255 if d > 128 or shape.n_warps * shape.blocks_at_once == 8 else 128,
+            (r"HMMA\.16816\.F32", r"UBLKCP" if is_bulk else _ASYNCHRONOUS_COPY),
+            architectures=(architecture,),
+        )
+    yield KernelEntry("merge parts fp32 fp16", lambda: merge_kernel(FLOAT32, FLOAT16), N_MERGE_ARGS, 64)
+
+
+def _prefills() -> Iterator[KernelEntry]:
+    for key_name, value_name, d, shape, table_bytes, architecture in (
+        ("turbo3", "turbo3", 128, PrefillShape(64, 8, 2), 1 << 15, (9, 0)),
+        ("turbo4", "trellis3", 128, PrefillShape(32, 4, 2), 1 << 13, (12, 0)),
+        ("turbo3", "turbo3", 256, PrefillShape(32, 8, 1), 1 << 15, (9, 0)),
+    ):
+        forms = block_format(key_name, d), block_format(value_name, d)
+        keys, values = (lookup_of_pairs(form, table_bytes) for form in forms)
+        variant = PrefillVariant(*forms, d, keys, values, forms[0] == forms[1], *shape, False, False)
+        yield KernelEntry(
+            f"prefill {key_name} {value_name} {d}",
+            lambda v=variant: prefill_kernel(v),  # type: ignore[misc]
+            N_PREFILL_ARGS,
+            128 if shape.n_warps * shape.blocks_at_once == 16 else 255,
+            (r"HMMA\.16816\.F32", r"LDSM", _ASYNCHRONOUS_COPY),
+            architectures=(architecture,),
+        )
+
+
 def kernel_table() -> tuple[KernelEntry, ...]:
     """Every kernel, in the variants that differ in their code."""
-    return (*_rotations(), *_encoders(), *_trellises(), *_decoders(), *_exact_tokens())
+    return (*_rotations(), *_encoders(), *_trellises(), *_decoders(), *_attentions(), *_prefills(), *_exact_tokens())

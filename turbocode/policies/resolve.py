@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from turbocode.codebooks import CodebookSet
 from turbocode.codebooks.catalog import read_codebook
-from turbocode.codecs import Codec, CodecSpec, Coder, TransformedCodec, make_codec
+from turbocode.codecs import Codec, CodecSpec, Coder, TransformedCodec, make_codec, multirate_from_calibration
 from turbocode.dumps import Calibration, read_calibration
 from turbocode.errors import DataError, NoInputError, OptionError
 from turbocode.policies.recipe import Recipe
@@ -24,15 +24,31 @@ def resolve_coder(recipe: Recipe, number: int, side: str, head_dim: int, n_kv_he
 
     Raises OptionError for what does not fit the layer, NoInputError and DataError for the files that are named.
     """
-    layer = f"{number:03d}"
-    codec = resolve_codec(recipe.codec_for(number, side), head_dim, layer=layer, side=side, n_kv_heads=n_kv_heads)
+    layer, spec = f"{number:03d}", recipe.codec_for(number, side)
     names = recipe.transforms_for(number, side)
+    if spec.is_calibrated:
+        if names:
+            raise OptionError(f"{spec.name} has a basis of its own: transforms {', '.join(names)} do not go with it")
+        entry = _fitting_calibration(recipe, "multirate codecs", head_dim, n_kv_heads).entry(layer, side, spec.name)
+        return multirate_from_calibration(entry.about, entry.arrays, n_kv_heads, head_dim, file=recipe.calibration)
+    codec = resolve_codec(spec, head_dim, layer=layer, side=side, n_kv_heads=n_kv_heads)
     if not names:
         return codec
+    calibration = _fitting_calibration(recipe, f"transforms {', '.join(names)}", head_dim, n_kv_heads)
+
+    def stored(key: str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+        found = calibration.entry(layer, side, key)
+        return found.about, found.arrays
+
+    return TransformedCodec(codec, load_chain(names, stored, n_kv_heads, head_dim))
+
+
+def _fitting_calibration(recipe: Recipe, what: str, head_dim: int, n_kv_heads: int) -> Calibration:
+    """The recipe's calibration, which `what` needs. Raises OptionError where there is none or it is another model's."""
     if recipe.calibration is None:
         raise OptionError(
-            f"transforms {', '.join(names)} need a calibration file",
-            hint="add `calibration: FILE` to the recipe; turbocode calibrate writes one",
+            f"{what} need a calibration file",
+            hint="add `calibration: FILE` to the recipe; turbocode calibrate and turbocode tune write such files",
         )
     calibration = calibration_of(recipe)
     about = calibration.metadata
@@ -42,12 +58,7 @@ def resolve_coder(recipe: Recipe, number: int, side: str, head_dim: int, n_kv_he
             f"these are {n_kv_heads} of {head_dim}",
             file=recipe.calibration,
         )
-
-    def entry(key: str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-        found = calibration.entry(layer, side, key)
-        return found.about, found.arrays
-
-    return TransformedCodec(codec, load_chain(names, entry, n_kv_heads, head_dim))
+    return calibration
 
 
 def calibration_of(recipe: Recipe) -> Calibration:

@@ -17,13 +17,20 @@ import numpy as np
 
 from turbocode.kernels import _ptx, _ptx_copies
 from turbocode.kernels._cuda import at, cuda, device, kernel, shared_address, types
-from turbocode.kernels.attention.attend_variant import COLUMNS, TILE, WARP, AttendVariant, shared_layout, stage_sizes
-from turbocode.kernels.attention.combine import combiner
+from turbocode.kernels.attention.attend_variant import (
+    COLUMNS,
+    TILE,
+    WARP,
+    AttendVariant,
+    joined,
+    shared_layout,
+    stage_sizes,
+)
 from turbocode.kernels.attention.key_scores import key_scores
-from turbocode.kernels.attention.lookup import table_filler
 from turbocode.kernels.attention.part_results import part_settler, row_finisher
 from turbocode.kernels.attention.query_rows import query_rows
 from turbocode.kernels.attention.reading import has_norm
+from turbocode.kernels.attention.shared_table import lane_place, table_filler
 from turbocode.kernels.attention.softmax import softmax
 from turbocode.kernels.attention.tile_copy import BARRIER_BYTES, arrivals, row_fetch
 from turbocode.kernels.attention.value_sums import value_sums
@@ -56,7 +63,7 @@ def attend_kernel(variant: AttendVariant) -> Any:
     sums = value_sums(value_format, d, variant.value_lookup, n_tiles, TILE)
     n_blocks_of_value, value_block = d // value_format.values_per_block, value_format.bytes_per_block
     begin, hide, rise, weigh, end_of = softmax(n_tiles, sums.sums, n_blocks_of_value, TILE)
-    joined = combiner(value_format, d, sums.sums, n_tiles, n_warps)
+    combined = joined(variant)
     split = work_split(chunk, TILE)
     rows = query_rows(
         d, key_format, variant.key_rotation, variant.value_rotation, variant.query_type, variant.out_type, n_tiles
@@ -66,11 +73,11 @@ def attend_kernel(variant: AttendVariant) -> Any:
     fetch_keys, keys_late = row_fetch(key_bytes, TILE, is_paged, is_late, is_bulk)
     fetch_values, values_late = row_fetch(value_bytes, TILE, is_paged, is_late, is_bulk)
     key_stage, value_stage = stage_sizes(variant)
-    begin_keys, fill_keys = table_filler(variant.key_lookup, n_warps)
-    begin_values, fill_values = table_filler(variant.value_lookup, n_warps)
-    key_place_mask = (1 << variant.key_lookup.copies_log2) - 1
-    value_place_mask = (1 << variant.value_lookup.copies_log2) - 1
-    begin_barriers, close, wait, drain = arrivals(n_stages, is_bulk)
+    begin_keys, fill_keys = table_filler(key_format, variant.key_lookup, n_warps)
+    begin_values, fill_values = table_filler(value_format, variant.value_lookup, n_warps)
+    place_of_keys = lane_place(key_format, variant.key_lookup)
+    place_of_values = lane_place(value_format, variant.value_lookup)
+    begin_barriers, close, wait, drain, leave = arrivals(n_stages, is_bulk)
     wait_for_queries = _ptx_copies.wait_for_copies(0 if is_bulk else n_stages)
     warp_barriers = BARRIER_BYTES * n_stages
     n_query, n_scores, n_columns = scores.query_words * n_tiles, TILE // 8 * 2 * n_tiles, 2 * n_tiles
@@ -88,7 +95,7 @@ def attend_kernel(variant: AttendVariant) -> Any:
         rows.clear,
         rows.fragments,
     )
-    settle = part_settler(joined)
+    settle = part_settler(combined)
     finish = row_finisher(rows, d, columns_at_once, n_warps, variant.has_gain)
 
     @device
@@ -183,8 +190,7 @@ def attend_kernel(variant: AttendVariant) -> Any:
         barriers = at(base, uint32(uint32(barriers_at) + uint32(warp * uint32(warp_barriers))))
         begin_barriers(barriers, lane)
         phases = uint32(0)
-        key_place = uint32(uint32(lane & uint32(key_place_mask)) << uint32(2))
-        value_place = uint32(uint32(lane & uint32(value_place_mask)) << uint32(2))
+        key_place, value_place = place_of_keys(lane), place_of_values(lane)
         n_used = uint32(per_head * n_rows)
         column_groups = uint32(uint32(n_used + uint32(columns_at_once - 1)) // uint32(columns_at_once))
         heads = uint32(uint32(n_kv_heads) * column_groups)
@@ -305,6 +311,7 @@ def attend_kernel(variant: AttendVariant) -> Any:
                 o, top, total, memory, stretch, split, (work, counter), warp, lane, sync
             ) != uint32(0):  # fmt: skip
                 finish(memory, seq, head, first_column, shape, target, warp, lane)
+            leave()
             sync()
             is_first = uint32(0)
 

@@ -10,7 +10,7 @@ from turbocode.kernels.attention.combine import Combiner, combiner
 from turbocode.kernels.attention.key_scores import HALF_TILE
 from turbocode.kernels.attention.lookup import Lookup
 from turbocode.kernels.attention.tile_copy import BARRIER_BYTES, WORD, stage_bytes
-from turbocode.kernels.attention.value_sums import value_sums
+from turbocode.kernels.attention.value_sums import sum_channel, value_sums
 from turbocode.kernels.fwht.hadamard import Rotation
 
 TILE = 32  # tokens that a warp handles at a time
@@ -82,7 +82,7 @@ def shared_layout(variant: AttendVariant) -> SharedLayout:
     stages = sum(stage_sizes(variant)) * variant.n_stages * variant.n_warps
     value_table = variant.key_lookup.shared_bytes
     area = value_table + (0 if variant.shares_table else variant.value_lookup.shared_bytes)
-    rows = area + max(stages, _joined(variant).area_bytes)
+    rows = area + max(stages, joined(variant).area_bytes)
     fragments = rows + 4 * columns * d
     tops = fragments + 2 * columns * d
     totals = tops + 4 * columns
@@ -95,10 +95,12 @@ def shared_layout(variant: AttendVariant) -> SharedLayout:
 
 def part_floats(variant: AttendVariant) -> int:
     """float32 numbers of a partial result in global memory."""
-    return int(_joined(variant).part_floats)
+    return int(joined(variant).part_floats)
 
 
-def _joined(variant: AttendVariant) -> Combiner:
+def joined(variant: AttendVariant) -> Combiner:
+    """What adds up partial results."""
     d, n_tiles = variant.head_dim, variant.n_column_tiles
     n_sums = value_sums(variant.value_format, d, variant.value_lookup, n_tiles, TILE).sums
-    return combiner(variant.value_format, d, n_sums, n_tiles, variant.n_warps)
+    channel_of = sum_channel(d, variant.value_format, variant.value_lookup)
+    return combiner(channel_of, d, n_sums, n_tiles, variant.n_warps)

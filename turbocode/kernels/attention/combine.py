@@ -13,12 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from turbocode.formats.block_format import BlockFormat
 from turbocode.kernels import _ptx, _ptx_exchange
 from turbocode.kernels._cuda import at, cuda, device, types
-from turbocode.kernels.attention.reading import place_in_block
 from turbocode.kernels.attention.softmax import UNSEEN
-from turbocode.kernels.attention.value_sums import LANES
 
 WARP = 32
 AT_ONCE = 9  # parts whose loads are under way together
@@ -32,8 +29,8 @@ class Combiner(NamedTuple):
 
     part_floats : of one partial result; area_bytes : shared memory that all this needs
     leave(area, o, top, total, n_pairs, warp, lane) : one warp's result to its place in the area
-    of_warps(area, memory, target, is_whole, n_pairs, thread) : the sum of all warps' to rows (columns, head_dim), maxima
-        and totals in shared memory, `memory`; or, if it is a part, to global memory
+    of_warps(area, memory, target, is_whole, n_pairs, thread) : the sum of all warps' to rows (columns, head_dim),
+        maxima and totals in shared memory, `memory`; or, if it is a part, to global memory
     gather(area, memory, source, n_parts, n_pairs, thread, sync) : the sum of parts to rows; the first lies at source,
         the next ones 3, 5, 7, ... places behind
     """
@@ -46,9 +43,9 @@ class Combiner(NamedTuple):
 
 
 def _adder(at_once: int, load_four: Any, address_of: Any) -> Any:
-    """add(source, first, step, n_parts, sum_at, top_at, is_odd, found): found (6,) is what parts first, first + step, ...
+    """add(source, first, step, n_parts, sum_at, top_at, is_odd, found): parts first, first + step, ... to found (6,).
 
-    have at the byte offsets: sums of four numbers of a query, its maximum and its total.
+    They have at the byte offsets: sums of four numbers of a query, its maximum and its total.
     """
     n_loaded = 4 * at_once
 
@@ -90,13 +87,11 @@ def _adder(at_once: int, load_four: Any, address_of: Any) -> Any:
 
 
 @functools.cache
-def combiner(form: BlockFormat, head_dim: int, n_sums: int, n_column_tiles: int, n_warps: int) -> Combiner:
-    """The functions for n_sums accumulators of a lane and column tile, laid out as `sum_channels` says."""
+def combiner(channel_of: Any, head_dim: int, n_sums: int, n_column_tiles: int, n_warps: int) -> Combiner:
+    """The functions for n_sums accumulators of a lane and column tile, whose channels are channel_of(g, sum // 2)."""
     n_columns, all_sums = 2 * n_column_tiles, n_sums * n_column_tiles
     part_floats = WARP * all_sums + 16 * n_column_tiles
     part_bytes, tops_at = 4 * part_floats, 4 * WARP * all_sums
-    in_block, run = form.values_per_block, form.values_per_block // LANES
-    place_of = place_in_block(form)
     threads = WARP * n_warps
 
     @device
@@ -147,12 +142,9 @@ def combiner(form: BlockFormat, head_dim: int, n_sums: int, n_column_tiles: int,
     @device
     def to_rows(memory: Any, column: Any, v: Any, g: Any, found: Any) -> None:
         _, rows, tops, totals, _ = memory
-        number = uint32(uint32(uint32(v >> uint32(2)) << uint32(1)) | uint32(uint32(v >> uint32(1)) & uint32(1)))
-        block = uint32(number // uint32(run))
-        within = uint32(uint32(number - uint32(block * uint32(run))) + uint32(g * uint32(run)))
-        row = at(rows, uint32(uint32(uint32(column * uint32(head_dim)) + uint32(block * uint32(in_block))) * uint32(4)))
+        row = at(rows, uint32(column * uint32(4 * head_dim)))
         for i in range(4):
-            channel = place_of(uint32(within + uint32(i * run)))
+            channel = channel_of(uint32(g + uint32(i)), uint32(v >> uint32(1)))
             _ptx.store_shared_f32(at(row, uint32(channel * uint32(4))), found[i])
         if v < uint32(2) and g == uint32(0):
             _ptx.store_shared_f32(at(tops, uint32(column * uint32(4))), found[4])

@@ -14,16 +14,20 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from turbocode.formats import Layout
+from turbocode.formats import Layout, MultirateFormat
+from turbocode.formats.multirate_format import MAX_RATE, MULTIRATE_STATES_LOG2
 from turbocode.kernels._cpu import float32_from_bits, prange, relaxed, relaxed_parallel, strict
 from turbocode.kernels.attention.packed import PackedSide
+from turbocode.kernels.multirate.cpu import read_block
 from turbocode.kernels.scalar.steps import dequantize_group, load_float16
 
 TILE_TOKENS = 32  # a tile of keys or values of head_dim 128 is 16 KiB
 MIN_SPLIT_TOKENS = 512
 TASKS_PER_THREAD = 4
 
-_BITSTREAM = np.int64(Layout.BITSTREAM)
+_BITSTREAM, _MULTIRATE = np.int64(Layout.BITSTREAM), np.int64(Layout.MULTIRATE)
+_TABLE_SHAPE = (MAX_RATE + 1, 1 << MULTIRATE_STATES_LOG2)
+_N_TABLE_VALUES = _TABLE_SHAPE[0] * _TABLE_SHAPE[1]
 _NEVER = np.float32(-np.inf)
 _ZERO, _ONE, _HALF = np.float32(0.0), np.float32(1.0), np.float32(0.5)
 _EXP_MIN = np.float32(-87.0)  # below it exp(x) leaves the normal float32 range
@@ -61,8 +65,14 @@ def _decode_tile(
 ) -> None:
     """Set tile[:count] (T, D) to the vectors stored (count, bytes) in the basis of the blocks.
 
-    pairs : two centroids per entry, as uint64; tile_pairs : tile as uint64 (T, D / 2); indices : uint32 (g,) scratch
+    pairs : two centroids per entry, as uint64, or the rates of a multirate side; tile_pairs : tile as uint64 (T, D / 2)
+    indices : uint32 (g,) scratch
     """
+    if layout == _MULTIRATE:
+        tables, rates = centroids[:_N_TABLE_VALUES].reshape(_TABLE_SHAPE), pairs.view(np.int64)
+        for t in range(count):
+            read_block(stored[t], rates, tables, centroids[_N_TABLE_VALUES + np.int64(stored[t, 0])], tile[t])
+        return
     n_groups = tile.shape[1] // g
     group_bytes = stored.shape[1] // n_groups
     for group in range(n_groups):
@@ -276,7 +286,12 @@ def _attend(
 
 
 def _pairs(side: PackedSide) -> NDArray[np.uint64]:
-    """Per table, entry i: centroids i % 2**bits and i >> bits side by side, as the uint64 that holds both."""
+    """Per table, entry i: centroids i % 2**bits and i >> bits side by side, as the uint64 that holds both.
+
+    Of a multirate side: the rates of its runs.
+    """
+    if isinstance(side.block_format, MultirateFormat):
+        return np.tile(np.array(side.block_format.rates, np.uint64), (len(side.centroids), 1))
     if side.block_format.layout is not Layout.BITSTREAM:
         return np.zeros((len(side.centroids), 1), np.uint64)
     low, high = np.meshgrid(np.arange(side.centroids.shape[1]), np.arange(side.centroids.shape[1]))

@@ -21,7 +21,7 @@ from turbocode.kernels.attention.attend_variant import (
     shared_layout,
 )
 from turbocode.kernels.attention.gpu_arrays import LOG2_E, Side, check_arrays, float_bits
-from turbocode.kernels.attention.lookup import lookup_for, lookup_words
+from turbocode.kernels.attention.lookup import Lookup, lookup_for, lookup_words, table_scale
 from turbocode.kernels.gpu_call import VALUE_TYPES, WORD
 
 RESERVED = 1 << 10  # bytes of shared memory that the driver takes of each block
@@ -36,9 +36,9 @@ class Shape(NamedTuple):
     n_stages: int
 
 
-# The first that fits the device's shared memory with a copy of the tables for every lane, else the first that fits.
+# The first that fits the shared memory, with tables as large as possible. Scalar codebooks are read nearly as fast from
+# small tables, so that two blocks of a multiprocessor, one of which works while the other begins or ends, come first.
 SHAPES = (
-    Shape(8, 2, 3),
     Shape(8, 2, 2),
     Shape(16, 1, 3),
     Shape(16, 1, 2),
@@ -46,7 +46,9 @@ SHAPES = (
     Shape(4, 1, 2),
     Shape(1, 1, 2),
 )
-WIDE_SHAPES = (Shape(8, 1, 3), Shape(8, 1, 2), Shape(4, 1, 2), Shape(1, 1, 2))
+WIDE_SHAPES = (Shape(8, 1, 2), Shape(4, 1, 2), Shape(1, 1, 2))
+TABLE_BYTES = (1 << 17, 1 << 16, 1 << 15, 1 << 13, 1 << 11, 0)  # at most, of one table
+SMALL_TABLE = 1 << 13
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,11 @@ class DecodeAttention:
         for side in (keys, values):
             if not is_direct(side.block_format):
                 raise OptionError(f"{side.block_format.name} has no fast attention kernel")
-        tables = [lookup_words(side.block_format, side.centroids) for side in (keys, values)]
-        self._words, self._scales = [words for words, _ in tables], [scale for _, scale in tables]
+        self._scales = [table_scale(side.block_format, side.centroids) for side in (keys, values)]
+        self._shares_table = keys.block_format == values.block_format and np.array_equal(
+            keys.centroids, values.centroids
+        )
+        self._tables: dict[tuple[int, int, Lookup], Any] = {}  # by device, side
         self._calls: dict[Any, _Call] = {}
         self._rooms: dict[tuple[int, int], _Room] = {}
 
@@ -187,8 +192,8 @@ class DecodeAttention:
             d,
             lookup_for(self.keys.block_format, 0),
             lookup_for(self.values.block_format, 0),
-            bool(self._words[0].shape == self._words[1].shape and (self._words[0] == self._words[1]).all()),
-            len(self._words[0]) > 1 or len(self._words[1]) > 1,
+            self._shares_table,
+            len(self.keys.centroids) > 1 or len(self.values.centroids) > 1,
             n_tiles,
             1,
             2,
@@ -206,8 +211,12 @@ class DecodeAttention:
         threads = WARP * variant.n_warps
         groups = -(-columns // (COLUMNS * n_tiles))
         grid = n_blocks or _launch.resident(kernel, N_ARGS, threads, queries.device, layout.size)
-        tables = [_launch.upload(words, queries.device) for words in self._words]
-        gaps_of_tables = [4 * words.shape[1] if len(words) > 1 else 0 for words in self._words]
+        lookups = variant.key_lookup, variant.value_lookup
+        tables = [self._table(queries.device, number, lookup) for number, lookup in enumerate(lookups)]
+        gaps_of_tables = [
+            4 * lookup.words if len(side.centroids) > 1 else 0
+            for side, lookup in zip((self.keys, self.values), lookups, strict=True)
+        ]
         factor = (scale / softcap if softcap else scale * LOG2_E) / self._scales[0]
         counts = (
             *(n_seqs, n_kv_heads, per_head, n_rows, n_tokens, first_token, window),
@@ -232,16 +241,26 @@ class DecodeAttention:
             max(1, n_seqs * n_kv_heads * groups),
         )
 
+    def _table(self, device: int, number: int, lookup: Lookup) -> Any:
+        """The words of the keys' (0) or the values' (1) table in the GPU's memory."""
+        key = device, number, lookup
+        if key not in self._tables:
+            side = (self.keys, self.values)[number]
+            self._tables[key] = _launch.upload(lookup_words(side.block_format, side.centroids, lookup), device)
+        return self._tables[key]
+
     def _fitted(self, variant: AttendVariant, device: int, is_wide: bool) -> AttendVariant:
         """The variant with the layout and the copies of tables that the device's shared memory holds."""
         per_block, per_multiprocessor = shared_limits(device)
         shapes = (self.shape,) if self.shape else WIDE_SHAPES if is_wide else SHAPES
-        for most in (1 << 17, 1 << 15, 1 << 13, 1 << 11, 0):  # bytes of a table
-            for shape in shapes:
-                found = replace_shape(variant, shape, most)
-                room = min(per_block, per_multiprocessor // shape.blocks_at_once - RESERVED)
-                if shared_layout(found).size <= room:
-                    return found
+        pairs = [(shape, most) for most in TABLE_BYTES for shape in shapes]
+        if not (variant.key_format.is_trellis or variant.value_format.is_trellis):
+            pairs = [(shapes[0], most) for most in TABLE_BYTES if most >= SMALL_TABLE] + pairs
+        for shape, most in pairs:
+            found = replace_shape(variant, shape, most)
+            room = min(per_block, per_multiprocessor // shape.blocks_at_once - RESERVED)
+            if shared_layout(found).size <= room:
+                return found
         raise OptionError(
             f"{variant.key_format.name} and {variant.value_format.name} need {shared_layout(found).size} bytes of "
             f"shared memory; this GPU has {per_block} a block"

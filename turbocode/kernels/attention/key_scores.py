@@ -68,14 +68,14 @@ def key_scores(form: BlockFormat, head_dim: int, lookup: Lookup, n_column_tiles:
     is_scaled = has_norm(form)
 
     def step(block: int, number: int) -> Any:
-        first, second = read.pair(2 * number), read.pair(2 * number + 1)
+        four = read.four(number)
         word = words_per_block * block + 2 * number
         chain = n_sums * (number % chains)
 
         @device
         def multiply(xa: Any, xb: Any, table: Any, place: Any, q: Any, c: Any) -> None:
-            a0, a1 = first(xa, table, place), first(xb, table, place)
-            a2, a3 = second(xa, table, place), second(xb, table, place)
+            a0, a2 = four(xa, table, place)
+            a1, a3 = four(xb, table, place)
             for n in range(n_column_tiles):
                 v, w = chain + 4 * n, words * n + word
                 d = _ptx_matrices.multiply_halves(a0, a1, a2, a3, q[w], q[w + 1], c[v], c[v + 1], c[v + 2], c[v + 3])

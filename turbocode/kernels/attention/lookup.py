@@ -1,34 +1,41 @@
-"""From index bits to float16 values by one look-up in shared memory, for the fast attention kernel.
+"""From index bits to float16 values by look-ups in shared memory, for the fast attention kernel.
 
-A scalar codebook's table has an entry for every pair of indices: two values a look-up. A trellis's has one for every
-state. Lanes of a warp ask for entries that have nothing to do with each other, so a table lies there in up to 32
-copies, entry by entry: then each lane reads its own bank and all are answered at once.
+Lanes of a warp ask for entries that have nothing to do with each other, so a table lies there in up to 32 copies, entry
+by entry: then each lane reads its own bank and all are answered at once. What a look-up gives:
+
+- scalar codebooks, a byte of the stored bits: four values of two bits; two of three bits, whether they begin at the
+  byte's first or third bit; two of four bits. An entry is 256 bytes long, so that the byte is the second one of its
+  offset and one instruction makes an address of it.
+- scalar codebooks where that does not fit, or runs of values are no whole bytes: a pair of values.
+- trellises: a pair of values for two states in a row if all of these fit, else the value of one state.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from turbocode.formats.block_format import BlockFormat, Layout
-from turbocode.kernels import _ptx
-from turbocode.kernels._cuda import at, device, types
 
 MAX_COPIES_LOG2 = 5
+BYTE_ROW = 256  # bytes of an entry that a byte chooses
+WHOLE_BYTES = 32  # values of a block whose eighth is whole bytes for 2, 3 and 4 bits
 _TABLE_FREE = (Layout.Q8_0, Layout.FLOAT16)
 _N_SCALES = 1 << 18  # that `nearly_halves` tries
 
-uint32, uint64 = types.uint32, types.uint64
-
 
 class Lookup(NamedTuple):
-    """index_bits : of a stream that a look-up consumes or sees, 0 without a table; copies_log2 : copies of the table"""
+    """index_bits : of a stream that a look-up consumes or sees, 0 without a table; copies_log2 : copies of the table
+
+    is_by_byte : entries are two words, 32 times, 256 bytes in all; else one word
+    """
 
     index_bits: int
     copies_log2: int
+    is_by_byte: bool = False
 
     @property
     def entries(self) -> int:
@@ -36,7 +43,12 @@ class Lookup(NamedTuple):
 
     @property
     def shared_bytes(self) -> int:
-        return self.entries * 4 << self.copies_log2
+        return self.entries * BYTE_ROW if self.is_by_byte else self.entries * 4 << self.copies_log2
+
+    @property
+    def words(self) -> int:
+        """Of all entries in global memory."""
+        return max(1, self.entries * (2 if self.is_by_byte else 1))
 
     @property
     def low(self) -> int:
@@ -48,10 +60,23 @@ class Lookup(NamedTuple):
         return (self.entries - 1) << self.low
 
 
+def is_joint(form: BlockFormat) -> bool:
+    """Whether the two words of an entry lie side by side, read by one look-up, and not 128 bytes apart."""
+    return form.bits == 2
+
+
 def lookup_for(form: BlockFormat, shared_bytes: int) -> Lookup:
-    """The look-up of a format, with as many copies of the table as fit `shared_bytes`, at least one."""
+    """The look-up of a format whose table is best for `shared_bytes`; the smallest has one copy and any size."""
     if form.layout in _TABLE_FREE:
         return Lookup(0, 0)
+    if form.is_trellis:
+        pairs = Lookup(form.states_log2 + form.bits, MAX_COPIES_LOG2)
+        if pairs.shared_bytes <= shared_bytes:
+            return pairs
+    elif form.layout is not Layout.SPLIT_PLANES and form.bits in (2, 3, 4) and form.values_per_block % WHOLE_BYTES == 0:
+        by_byte = Lookup(8, MAX_COPIES_LOG2, True)
+        if by_byte.shared_bytes <= shared_bytes:
+            return by_byte
     index_bits = form.states_log2 if form.is_trellis else 2 * form.bits
     copies = MAX_COPIES_LOG2
     while copies > 0 and Lookup(index_bits, copies).shared_bytes > shared_bytes:
@@ -86,116 +111,42 @@ def _unbiased_halves(table: NDArray[np.float32]) -> NDArray[np.uint32]:
     return rounded.view(np.uint16).astype(np.uint32)
 
 
-def lookup_words(form: BlockFormat, centroids: NDArray[np.float32]) -> tuple[NDArray[np.uint32], float]:
-    """(words, scale): tables uint32 (n, entries) of centroids float32 (n, 2**bits), or of a trellis's values (n, 2**L).
+def table_scale(form: BlockFormat, centroids: NDArray[np.float32]) -> float:
+    """What a table's values are multiplied by: with few magnitudes there is a scale by which they are nearly float16
+    numbers, within 1e-5 for four of them."""
+    if form.layout in _TABLE_FREE or form.is_trellis or form.layout is Layout.Q4_0:
+        return 1.0
+    magnitudes = np.unique(np.abs(centroids[centroids != 0]))
+    return _scale_of(tuple(magnitudes.tolist())) if len(magnitudes) else 1.0
 
-    An entry has the first value in its low half, a pair's second one in the high half, times a scale: with few
-    magnitudes there is one by which they are nearly float16 numbers, within 1e-5 for four of them.
+
+def lookup_words(form: BlockFormat, centroids: NDArray[np.float32], lookup: Lookup) -> NDArray[np.uint32]:
+    """Tables uint32 (n, lookup.words) of centroids float32 (n, 2**bits), or of a trellis's values (n, 2**L).
+
+    A pair has its first value in the low half of a word, as float16 and times `table_scale`.
     """
     if form.layout in _TABLE_FREE:
-        return np.zeros((1, 1), np.uint32), 1.0
+        return np.zeros((1, 1), np.uint32)
+    i = np.arange(lookup.entries)
+    if form.is_trellis:
+        halves = np.stack([_unbiased_halves(table) for table in centroids])
+        if lookup.index_bits == form.states_log2:
+            return halves
+        states = (1 << form.states_log2) - 1
+        return _pairs(halves, i & states, i >> form.bits & states)
     if form.layout is Layout.Q4_0:
         centroids = np.arange(-8, 8, dtype=np.float32)[None]
-    scale = 1.0
-    if not form.is_trellis and form.layout is not Layout.Q4_0:
-        magnitudes = np.unique(np.abs(centroids[centroids != 0]))
-        scale = _scale_of(tuple(magnitudes.tolist())) if len(magnitudes) else 1.0
-    if form.is_trellis:
-        return np.stack([_unbiased_halves(table) for table in centroids]), scale
-    halves = (centroids * np.float32(scale)).astype(np.float16).view(np.uint16).astype(np.uint32)
-    i = np.arange(1 << 2 * form.bits)
-    low, high = i & ((1 << form.bits) - 1), i >> form.bits
+    scaled = (centroids * np.float32(table_scale(form, centroids))).astype(np.float16)
+    halves, bits = scaled.view(np.uint16).astype(np.uint32), form.bits
+    index = (1 << bits) - 1
+    if lookup.is_by_byte:
+        further = (8 - 2 * bits) if bits == 3 else 2 * bits % 8  # the bit at which the second pair begins
+        pairs = [_pairs(halves, i >> n & index, i >> n + bits & index) for n in (0, further)]
+        return np.stack(pairs, axis=-1).reshape(len(halves), -1)
     if form.layout is Layout.SPLIT_PLANES:  # two low bits of each, then the third of each
-        low, high = i & 3 | (i >> 4 & 1) << 2, i >> 2 & 3 | (i >> 5) << 2
-    return halves[:, low] | halves[:, high] << np.uint32(16), scale
+        return _pairs(halves, i & 3 | (i >> 4 & 1) << 2, i >> 2 & 3 | (i >> 5) << 2)
+    return _pairs(halves, i & index, i >> bits)
 
 
-class TableFiller(NamedTuple):
-    """The words at a global address, copied into shared memory by whole warps, all copies of one at once.
-
-    begin(source, warp, lane) : the lane's word of the warp's first 32, on its way while other things are done
-    fill(table, word, source, warp, lane) : that and all others to the table
-    """
-
-    begin: Any
-    fill: Any
-
-
-@functools.cache
-def table_filler(lookup: Lookup, n_warps: int) -> TableFiller:
-    """The functions for a block of n_warps."""
-    entries, copies = lookup.entries, 1 << lookup.copies_log2
-    at_once = 32 // copies  # words that one store of a warp writes
-    most = min(entries, 32)
-
-    @device
-    def load(source: Any, first: Any, lane: Any) -> Any:
-        mine = uint32(min(uint32(first + lane), uint32(entries - 1)))
-        return _ptx.load_u32(source + uint64(uint32(mine * uint32(4))))
-
-    @device
-    def begin(source: Any, warp: Any, lane: Any) -> Any:
-        word, first = uint32(0), uint32(warp * uint32(32))
-        if first < uint32(entries):
-            word = load(source, first, lane)
-        return word
-
-    @device
-    def fill(table: Any, word: Any, source: Any, warp: Any, lane: Any) -> None:
-        first = uint32(warp * uint32(32))
-        while first < uint32(entries):
-            number = uint32(0)
-            while number < uint32(most):
-                chosen = uint32(number + uint32(lane // uint32(copies)))
-                place = uint32(uint32(uint32(first + number) * uint32(4 * copies)) + uint32(lane * uint32(4)))
-                _ptx.store_shared_u32(at(table, place), _ptx.shuffle_index(word, chosen))
-                number = uint32(number + uint32(at_once))
-            first = uint32(first + uint32(32 * n_warps))
-            if first < uint32(entries):
-                word = load(source, first, lane)
-
-    return TableFiller(begin, fill)
-
-
-@functools.cache
-def finder(lookup: Lookup) -> Any:
-    """find(low, high, n, table, place): the entry whose index lies n bits above `lookup.low` in the 64 bits high:low.
-
-    place : the lane's offset among the copies; n may be negative, seen modulo 32, if high is low
-    """
-    mask = lookup.mask
-
-    @device
-    def find(low: Any, high: Any, n: Any, table: Any, place: Any) -> Any:
-        index = uint32(uint32(_ptx.shift_right_wide(low, high, n)) & uint32(mask))
-        return _ptx.load_shared_u32(at(table, uint32(index | place)))
-
-    return find
-
-
-@functools.cache
-def plane_finder(lookup: Lookup) -> Any:
-    """find(low, n, high, m, table, place): the entry of four bits of one word and two of another, as `finder`."""
-    low_mask, high_mask = 15 << lookup.low, 3 << lookup.low + 4
-
-    @device
-    def find(low: Any, n: Any, high: Any, m: Any, table: Any, place: Any) -> Any:
-        index = uint32(uint32(_ptx.shift_right_wide(low, low, n)) & uint32(low_mask))
-        index = uint32(index | uint32(uint32(_ptx.shift_right_wide(high, high, m)) & uint32(high_mask)))
-        return _ptx.load_shared_u32(at(table, uint32(index | place)))
-
-    return find
-
-
-class Spot(NamedTuple):
-    """Where bits lie in an array of words, for `find`: words low and high, shift n."""
-
-    low: int
-    high: int
-    n: int
-
-
-def spot_of(bit: int, width: int, lookup: Lookup) -> Spot:
-    """The spot of `width` bits from `bit` on."""
-    word, rest = divmod(bit, 32)
-    return Spot(word, word + (rest + width > 32), (rest - lookup.low) % 32)
+def _pairs(halves: NDArray[np.uint32], low: NDArray[np.intp], high: NDArray[np.intp]) -> NDArray[np.uint32]:
+    return halves[:, low] | halves[:, high] << np.uint32(16)

@@ -23,8 +23,8 @@ def part_settler(joined: Combiner) -> Any:
     """settle(o, top, total, memory, stretch, split, where, warp, lane, sync) -> whether the head's rows are complete.
 
     memory : (area, rows, tops, totals, flag) shared addresses; stretch : (block, units of the head before it, place of
-    the head's first unit, place behind its last one, pairs of queries that there are); split : work_split.shares of the launch; where : (work,
-    counter) addresses
+    the head's first unit, place behind its last one, pairs of queries that there are)
+    split : work_split.shares of the launch; where : (work, counter) addresses
     Rows, maxima and totals are then in shared memory; all threads of the block call it together.
     """
     part_bytes = 4 * joined.part_floats

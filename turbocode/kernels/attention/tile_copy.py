@@ -34,6 +34,7 @@ class Arrivals(NamedTuple):
     close(barrier, lane, n_missing) : a turn has no more copies; it had n_missing fetches less than two
     wait(barrier, phases, turn) -> phases : until all copies of a turn, the oldest, have arrived
     drain(barriers, phases, turn) -> phases : of all turns but this, which has been waited for
+    leave() : before the block meets, if a thread has written to stages that copies come to afterwards
     phases : bit i is the parity of the phase of turn i's barrier that is waited for next; 0 at first
     """
 
@@ -41,6 +42,7 @@ class Arrivals(NamedTuple):
     close: Any
     wait: Any
     drain: Any
+    leave: Any
 
 
 @functools.cache
@@ -83,7 +85,12 @@ def arrivals(n_stages: int, is_bulk: bool) -> Arrivals:
             wait_for_all()
         return phases
 
-    return Arrivals(begin, close, wait, drain)
+    @device
+    def leave() -> None:
+        if is_bulk:
+            _ptx_copies.fence_bulk_copies()
+
+    return Arrivals(begin, close, wait, drain, leave)
 
 
 @functools.cache

@@ -10,16 +10,13 @@ from __future__ import annotations
 import functools
 from typing import Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 from turbocode.formats.block_format import BlockFormat
 from turbocode.kernels._cuda import cuda, device, types
 from turbocode.kernels._ptx_matrices import multiply_halves
 from turbocode.kernels.attention.in_turn import in_turn
 from turbocode.kernels.attention.key_scores import HALF_TILE
 from turbocode.kernels.attention.lookup import Lookup
-from turbocode.kernels.attention.reading import block_order, reading
+from turbocode.kernels.attention.reading import is_crossed, place_in_block, reading
 
 LANES = 8  # that share a token's value
 CHANNELS = 2  # of a lane in one product
@@ -41,13 +38,23 @@ class ValueSums(NamedTuple):
     add: Any
 
 
-def sum_channels(head_dim: int, form: BlockFormat) -> NDArray[np.intp]:
-    """int (8, sums): the channel of lane g's numbers of a column tile; number v is of query 2 t + v % 2."""
-    n, order = form.values_per_block, block_order(form)
-    run = n // LANES
-    g, v = np.ogrid[:LANES, : head_dim // LANES * 2]
-    block, within = np.divmod(v // 4 * 2 + v % 4 // 2, run)
-    return np.asarray(block * n + order[g * run + within])
+@functools.cache
+def sum_channel(head_dim: int, form: BlockFormat, lookup: Lookup) -> Any:
+    """channel(g, number): the channel of lane g's sums 2 number and 2 number + 1, uint32."""
+    in_block, run = form.values_per_block, form.values_per_block // LANES
+    crosses, place_of = is_crossed(form, lookup), place_in_block(form)
+
+    @device
+    def channel(g: Any, number: Any) -> Any:
+        block = uint32(number // uint32(run))
+        within = uint32(number - uint32(block * uint32(run)))
+        if crosses:  # the second and the third of four change places
+            differ = uint32(uint32(within ^ uint32(within >> uint32(1))) & uint32(1))
+            within = uint32(within ^ uint32(differ * uint32(3)))
+        within = uint32(within + uint32(g * uint32(run)))
+        return uint32(uint32(block * uint32(in_block)) + place_of(within))
+
+    return channel
 
 
 @functools.cache
@@ -63,14 +70,14 @@ def value_sums(form: BlockFormat, head_dim: int, lookup: Lookup, n_column_tiles:
     n_places = read.places
 
     def step(block: int, half: int, number: int) -> Any:
-        first, second = read.both(2 * number), read.both(2 * number + 1)
+        two = read.two(number)
         base = 4 * (n_steps * block + number)
         first_weight = 2 * n_blocks * n_column_tiles * half
 
         @device
         def multiply(near: Any, far: Any, table: Any, place: Any, weights: Any, o: Any) -> None:
-            a0, a1 = first(near, table, place), second(near, table, place)
-            a2, a3 = first(far, table, place), second(far, table, place)
+            a0, a1 = two(near, table, place)
+            a2, a3 = two(far, table, place)
             for n in range(n_column_tiles):
                 v, w = n_sums * n + base, first_weight + 2 * (n_column_tiles * block + n)
                 d = multiply_halves(a0, a1, a2, a3, weights[w], weights[w + 1], o[v], o[v + 1], o[v + 2], o[v + 3])

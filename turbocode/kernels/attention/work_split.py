@@ -119,7 +119,7 @@ def work_split(chunk: int, tile: int) -> WorkSplit:
 
     @device
     def survey(n_seqs: Any, heads: Any, lane: Any, seen: Any) -> Any:
-        begin, end, units = of_seq(lane, n_seqs, seen)
+        _, _, units = of_seq(lane, n_seqs, seen)
         sums = added_up(uint32(units * uint32(heads)), lane)
         found = uint32(_ptx.shuffle_index(sums, uint32(31)))
         base = uint32(WARP)
@@ -127,29 +127,25 @@ def work_split(chunk: int, tile: int) -> WorkSplit:
             _, _, more = of_seq(uint32(base + lane), n_seqs, seen)
             found = uint32(found + _ptx.shuffle_index(added_up(uint32(more * uint32(heads)), lane), uint32(31)))
             base = uint32(base + uint32(WARP))
-        return agreed(found), begin, end, units, sums
+        return agreed(found), sums
 
     @device
     def locate(place: Any, empty: Any, surveyed: Any, n_seqs: Any, heads: Any, lane: Any, seen: Any) -> Any:
-        _, begin, end, units, sums = surveyed  # of the first 32 sequences, mostly all
+        _, sums = surveyed  # of the first 32 sequences, mostly all
         before_heads = uint32(uint32(empty * uint32(heads)) * uint32(lane + uint32(1)))
         sums = uint32(sums + before_heads)
         after = uint32(_ptx.shuffle_index(sums, uint32(31)))
         base = uint32(0)
         while place >= after:
             base = uint32(base + uint32(WARP))
-            begin, end, units = of_seq(uint32(base + lane), n_seqs, seen)
+            _, _, units = of_seq(uint32(base + lane), n_seqs, seen)
             sums = uint32(uint32(after + before_heads) + added_up(uint32(units * uint32(heads)), lane))
             after = uint32(_ptx.shuffle_index(sums, uint32(31)))
         number = uint32(_ptx.count_bits(_ptx.lanes_where(uint32(1 if sums <= place else 0))))
-        places = uint32(units + empty)
-        before = _ptx.shuffle_index(uint32(sums - uint32(places * uint32(heads))), number)
-        return (
-            agreed(uint32(base + number)),
-            agreed(before),
-            int32(agreed(_ptx.shuffle_index(uint32(begin), number))),
-            int32(agreed(_ptx.shuffle_index(uint32(end), number))),
-            agreed(_ptx.shuffle_index(places, number)),
-        )
+        seq = agreed(uint32(base + number))
+        begin, end, units = of_seq(seq, n_seqs, seen)  # again: registers are rarer than this
+        begin, end, places = int32(agreed(uint32(begin))), int32(agreed(uint32(end))), agreed(uint32(units + empty))
+        before = agreed(uint32(_ptx.shuffle_index(sums, number) - uint32(places * uint32(heads))))
+        return seq, before, begin, end, places
 
     return WorkSplit(survey, locate)

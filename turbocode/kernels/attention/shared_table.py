@@ -1,0 +1,169 @@
+"""Tables of lookup.py in shared memory: how they get there, and how lanes find an entry."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+from turbocode.formats.block_format import BlockFormat
+from turbocode.kernels import _ptx
+from turbocode.kernels._cuda import at, device, types
+from turbocode.kernels.attention.lookup import BYTE_ROW, Lookup, is_joint
+
+uint32, uint64 = types.uint32, types.uint64
+
+
+class TableFiller(NamedTuple):
+    """The words at a global address, copied into shared memory by whole warps, all copies of one at once.
+
+    begin(source, warp, lane) : the lane's word of the warp's first 32, on its way while other things are done
+    fill(table, word, source, warp, lane) : that and all others to the table
+    """
+
+    begin: Any
+    fill: Any
+
+
+@functools.cache
+def table_filler(form: BlockFormat, lookup: Lookup, n_warps: int) -> TableFiller:
+    """The functions for a block of n_warps."""
+    words, copies = lookup.words if lookup.index_bits else 0, 1 << lookup.copies_log2
+    at_once = 2 if lookup.is_by_byte else 32 // copies  # words that one turn of a warp writes
+    most = min(words, 32)
+    store = _row_writer(is_joint(form)) if lookup.is_by_byte else _copy_writer(copies)
+
+    @device
+    def load(source: Any, first: Any, lane: Any) -> Any:
+        mine = uint32(min(uint32(first + lane), uint32(words - 1)))
+        return _ptx.load_u32(source + uint64(uint32(mine * uint32(4))))
+
+    @device
+    def begin(source: Any, warp: Any, lane: Any) -> Any:
+        word, first = uint32(0), uint32(warp * uint32(32))
+        if first < uint32(words):
+            word = load(source, first, lane)
+        return word
+
+    @device
+    def fill(table: Any, word: Any, source: Any, warp: Any, lane: Any) -> None:
+        first = uint32(warp * uint32(32))
+        while first < uint32(words):
+            number = uint32(0)
+            while number < uint32(most):
+                store(table, word, first, number, lane)
+                number = uint32(number + uint32(at_once))
+            first = uint32(first + uint32(32 * n_warps))
+            if first < uint32(words):
+                word = load(source, first, lane)
+
+    return TableFiller(begin, fill)
+
+
+@functools.cache
+def lane_place(form: BlockFormat, lookup: Lookup) -> Any:
+    """place(lane): the offset of a lane's copy in an entry."""
+    mask, shift = (1 << lookup.copies_log2) - 1, 3 if lookup.is_by_byte and is_joint(form) else 2
+
+    @device
+    def place(lane: Any) -> Any:
+        return uint32(uint32(lane & uint32(mask)) << uint32(shift))
+
+    return place
+
+
+def _copy_writer(copies: int) -> Any:
+    """store(table, word, first, number, lane): the words of lanes `number` and next ones, in all copies."""
+
+    @device
+    def store(table: Any, word: Any, first: Any, number: Any, lane: Any) -> None:
+        chosen = uint32(number + uint32(lane // uint32(copies)))
+        place = uint32(uint32(uint32(first + number) * uint32(4 * copies)) + uint32(lane * uint32(4)))
+        _ptx.store_shared_u32(at(table, place), _ptx.shuffle_index(word, chosen))
+
+    return store
+
+
+def _row_writer(is_joint: bool) -> Any:
+    """store(table, word, first, number, lane): the words of lanes `number` and `number` + 1, an entry by byte."""
+
+    @device
+    def store(table: Any, word: Any, first: Any, number: Any, lane: Any) -> None:
+        row = at(table, uint32(uint32(first + number) * uint32(BYTE_ROW // 2)))
+        even = _ptx.shuffle_index(word, number)
+        odd = _ptx.shuffle_index(word, uint32(number + uint32(1)))
+        if is_joint:
+            _ptx.store_shared_u32x2(at(row, uint32(lane * uint32(8))), even, odd)
+        else:
+            _ptx.store_shared_u32(at(row, uint32(lane * uint32(4))), even)
+            _ptx.store_shared_u32(at(row, uint32(uint32(lane * uint32(4)) + uint32(BYTE_ROW // 2))), odd)
+
+    return store
+
+
+@functools.cache
+def byte_finder(number: int, half: int) -> Any:
+    """find(word, table, place): the word of the entry of byte `number` that `half` says, with a copy for each lane."""
+    selector, further = 0x5504 | number << 4, half * BYTE_ROW // 2
+
+    @device
+    def find(word: Any, table: Any, place: Any) -> Any:
+        offset = _ptx.select_bytes(word, place, uint32(selector))
+        return _ptx.load_shared_u32(at(table, uint32(offset + uint32(further))))
+
+    return find
+
+
+@functools.cache
+def joint_finder(number: int) -> Any:
+    """find(word, table, place): both words of the entry of byte `number`."""
+    selector = 0x5504 | number << 4
+
+    @device
+    def find(word: Any, table: Any, place: Any) -> Any:
+        return _ptx.load_shared_u32x2(at(table, _ptx.select_bytes(word, place, uint32(selector))))
+
+    return find
+
+
+@functools.cache
+def finder(lookup: Lookup) -> Any:
+    """find(low, high, n, table, place): the word whose index lies n bits above `lookup.low` in the 64 bits high:low.
+
+    place : the lane's offset among the copies; n may be negative, seen modulo 32, if high is low
+    """
+    mask = lookup.mask
+
+    @device
+    def find(low: Any, high: Any, n: Any, table: Any, place: Any) -> Any:
+        index = uint32(uint32(_ptx.shift_right_wide(low, high, n)) & uint32(mask))
+        return _ptx.load_shared_u32(at(table, uint32(index | place)))
+
+    return find
+
+
+@functools.cache
+def plane_finder(lookup: Lookup) -> Any:
+    """find(low, n, high, m, table, place): the entry of four bits of one word and two of another, as `finder`."""
+    low_mask, high_mask = 15 << lookup.low, 3 << lookup.low + 4
+
+    @device
+    def find(low: Any, n: Any, high: Any, m: Any, table: Any, place: Any) -> Any:
+        index = uint32(uint32(_ptx.shift_right_wide(low, low, n)) & uint32(low_mask))
+        index = uint32(index | uint32(uint32(_ptx.shift_right_wide(high, high, m)) & uint32(high_mask)))
+        return _ptx.load_shared_u32(at(table, uint32(index | place)))
+
+    return find
+
+
+class Spot(NamedTuple):
+    """Where bits lie in an array of words, for `find`: words low and high, shift n."""
+
+    low: int
+    high: int
+    n: int
+
+
+def spot_of(bit: int, width: int, lookup: Lookup) -> Spot:
+    """The spot of `width` bits from `bit` on."""
+    word, rest = divmod(bit, 32)
+    return Spot(word, word + (rest + width > 32), (rest - lookup.low) % 32)
