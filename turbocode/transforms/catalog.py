@@ -10,6 +10,7 @@ from turbocode.errors import OptionError
 from turbocode.transforms.balance import Balance, BalanceDiagonal, BalancePairs
 from turbocode.transforms.butterfly import Butterfly
 from turbocode.transforms.fitted import Transform
+from turbocode.transforms.gain import Gain
 from turbocode.transforms.innerq import InnerQ
 from turbocode.transforms.klt import KLT
 from turbocode.transforms.kvlinc import KVLinC
@@ -30,6 +31,7 @@ _CLASSES: tuple[type[Transform], ...] = (
     Reorder,
     Butterfly,
     KVLinC,
+    Gain,
 )
 TRANSFORMS: dict[str, type[Transform]] = {kind.name: kind for kind in _CLASSES}
 TRANSFORM_NAMES = tuple(TRANSFORMS)
@@ -44,6 +46,7 @@ def parse_transform(text: str) -> Transform:
     allowed: dict[str, type] = {
         field.name: type(getattr(defaults, field.name))
         for field in fields(kind)  # type: ignore[arg-type]
+        if isinstance(getattr(defaults, field.name), int | float | str)
     }
     options = {}
     for part in rest.split(",") if rest else []:
