@@ -18,6 +18,7 @@ from turbocode_cli.options import (
     nonfinite_option,
     out_option,
     quiet_option,
+    say,
 )
 from turbocode_cli.output import emit, progress, size_text, table
 
@@ -67,6 +68,8 @@ def command(
     with open_dump(dump, nonfinite=nonfinite, isolate=True) as source:
         recipe = recipe_from(k, v, recipe_path, layers, source.metadata.n_layers)
         plan = plan_quantize(source, recipe)
+        if recipe.sinks or recipe.residual:
+            say(quiet, "sinks and residual of the recipe are for a running cache: every token of a file is coded")
         if dry_run:
             facts: dict[str, Any] = {
                 "output": output,
