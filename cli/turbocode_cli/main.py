@@ -25,6 +25,7 @@ COMMANDS = {
     "inspect": LazyCommand("turbocode_cli.inspect:command", "Show what is in a dump or a quantized file."),
     "train-codebook": LazyCommand("turbocode_cli.train_codebook:command", "Compute a codebook, from theory or a dump."),
     "calibrate": LazyCommand("turbocode_cli.calibrate:command", "Fit transforms of keys and values on a dump."),
+    "tune": LazyCommand("turbocode_cli.tune:command", "Spend bits over layers, keys and values; write a recipe."),
     "quantize": LazyCommand("turbocode_cli.quantize:command", "Encode the keys and values of a dump."),
     "dequantize": LazyCommand("turbocode_cli.dequantize:command", "Decode a quantized file into a dump."),
     "capture": LazyCommand("turbocode_cli.capture:command", "Take a dump of a language model over a text."),

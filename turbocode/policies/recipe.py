@@ -181,6 +181,13 @@ def parse_recipe(document: Any, *, file: str | None = None) -> Recipe:
         raise DataError(message, file=file, object=key, hint=hint) from None
 
 
+def recipe_text(recipe: Recipe) -> str:
+    """The recipe as YAML that `read_recipe` reads back: only what is not the default."""
+    document = {"version": recipe.version, "k": recipe.k, "v": recipe.v}
+    document |= recipe.model_dump(exclude_defaults=True)
+    return yaml.safe_dump(document, sort_keys=False, default_flow_style=False)
+
+
 class _Loader(yaml.SafeLoader):
     """Safe YAML without aliases, which can make a small file very large; keys are text as written, once each."""
 

@@ -55,7 +55,8 @@ def check_arrays(arrays: Sequence[Any], key_side: Side, value_side: Side, d: int
             raise OptionError(
                 f"{name} blocks of a head have a stride of {array.strides[2]} bytes; allowed is {row_bytes}"
             )
-    _check_ints(last_token, (n_seqs, n_rows), "last_token", queries.device)
+    if last_token is not None:
+        _check_ints(last_token, (n_seqs, n_rows), "last_token", queries.device)
     if pages is not None:
         _check_ints(pages, (n_seqs, pages.shape[-1] if pages.shape else 0), "pages", queries.device)
     if gains is not None and (gains.dtype != "float32" or gains.shape != (n_heads,)):
