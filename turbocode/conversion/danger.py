@@ -41,7 +41,7 @@ def dangerous_keys(dump: Dump, plan: QuantizePlan) -> list[Danger]:
 
     Raises DataError for damaged data.
     """
-    found = []
+    found, replaced = [], dump.nonfinite_replaced
     for layer in dump.layers:
         coder, worst = plan.codecs[layer.name, "keys"], None
         starts = np.unique(np.linspace(0, max(0, layer.n_tokens - RUN_TOKENS), N_RUNS, dtype=np.int64))
@@ -58,4 +58,5 @@ def dangerous_keys(dump: Dump, plan: QuantizePlan) -> list[Danger]:
                 worst = Danger(layer.name, coder.name, loss, float(np.sqrt(energy / variance)))
         if worst is not None:
             found.append(worst)
+    dump.nonfinite_replaced = replaced  # what this sample replaced is read, and counted, again
     return sorted(found, key=lambda danger: -danger.loss)
