@@ -30,6 +30,7 @@ COMMANDS = {
     "dequantize": LazyCommand("turbocode_cli.dequantize:command", "Decode a quantized file into a dump."),
     "capture": LazyCommand("turbocode_cli.capture:command", "Take a dump of a language model over a text."),
     "evaluate": LazyCommand("turbocode_cli.evaluate:command", "Score a language model with coded caches."),
+    "measure": LazyCommand("turbocode_cli.measure:command", "Measure all that coding does to a dump's attention."),
     "attend": LazyCommand("turbocode_cli.attend:command", "Compare or time attention over packed blocks."),
     "benchmark": LazyCommand("turbocode_cli.benchmark:command", "Time the kernels of the GPU."),
     "export": LazyCommand("turbocode_cli.export:command", "Write what a runtime needs, such as a C header."),

@@ -48,7 +48,7 @@ def test_a_calibration_is_read_as_written(folder: Path, tiny_pride: Path) -> Non
     entry = found.entry("001", "keys", "mean")
     np.testing.assert_allclose(entry.arrays["mean"], keys.astype(np.float64).mean(axis=1), rtol=1e-3, atol=1e-4)
     assert entry.about["constant_share"] > 0.5  # inspect says .61 of this layer's keys
-    with pytest.raises(DataError, match="mean.klt was not calibrated; stored are mean"):
+    with pytest.raises(DataError, match=r"mean\.klt was not calibrated; stored are mean"):
         found.entry("001", "keys", "mean.klt")
 
 

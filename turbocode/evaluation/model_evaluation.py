@@ -156,7 +156,7 @@ def _check(
     if not 0 <= first <= context - 2:
         raise OptionError(f"scoring starts at position {first}; allowed is 0 to {context - 2}")
     for policy in policies:
-        policy.recipe.check_layers(len(model.layers))
+        policy = policy.for_layers([shape.window for shape in model.layers])
         if policy.residual and mode.chunk is None:
             raise OptionError(
                 f"in one pass no token is ever among the latest {policy.residual}", hint="--chunk 1 measures a residual"

@@ -7,10 +7,32 @@ from collections.abc import Sequence
 from dataclasses import fields
 
 from turbocode.errors import OptionError
+from turbocode.transforms.balance import Balance, BalanceDiagonal, BalancePairs
+from turbocode.transforms.butterfly import Butterfly
 from turbocode.transforms.fitted import Transform
+from turbocode.transforms.gain import Gain
+from turbocode.transforms.innerq import InnerQ
+from turbocode.transforms.klt import KLT
+from turbocode.transforms.kvlinc import KVLinC
 from turbocode.transforms.mean import Mean
+from turbocode.transforms.reorder import Reorder
+from turbocode.transforms.squat import SQuat
+from turbocode.transforms.walsh import Walsh
 
-_CLASSES: tuple[type[Transform], ...] = (Mean,)
+_CLASSES: tuple[type[Transform], ...] = (
+    Mean,
+    InnerQ,
+    Balance,
+    BalanceDiagonal,
+    BalancePairs,
+    SQuat,
+    KLT,
+    Walsh,
+    Reorder,
+    Butterfly,
+    KVLinC,
+    Gain,
+)
 TRANSFORMS: dict[str, type[Transform]] = {kind.name: kind for kind in _CLASSES}
 TRANSFORM_NAMES = tuple(TRANSFORMS)
 MAX_CHAIN = 8
@@ -24,6 +46,7 @@ def parse_transform(text: str) -> Transform:
     allowed: dict[str, type] = {
         field.name: type(getattr(defaults, field.name))
         for field in fields(kind)  # type: ignore[arg-type]
+        if isinstance(getattr(defaults, field.name), int | float | str)
     }
     options = {}
     for part in rest.split(",") if rest else []:
