@@ -35,6 +35,11 @@ _CHECK_COLUMNS = {
 @click.option("--bits", type=click.FloatRange(0.5, 16.0), required=True, help="Bits a value, everything counted.")
 @out_option
 @click.option("--codecs", metavar="A,B,...", help="Choose among these codecs instead of coding all sides by multirate.")
+@click.option(
+    "--metric",
+    type=click.Choice(["fisher", "queries"]),
+    help="What errors are weighed by.  [default: fisher where every dump has it]",
+)
 @click.option("--model", "model_name", metavar="DIR_OR_NAME", help="Check the recipe with this model (extra hf).")
 @click.option("--text", "text_path", type=FILE, metavar="FILE", help="Held-out text to check it on.")
 @click.option("--context", type=click.IntRange(4), default=2048, show_default=True, help="Tokens of a window of it.")
@@ -49,6 +54,7 @@ def command(
     bits: float,
     output: Path,
     codecs: str | None,
+    metric: Any,
     model_name: str | None,
     text_path: Path | None,
     context: int,
@@ -86,14 +92,14 @@ def command(
         n_tokens = sum(2 * layer.n_seqs * layer.n_tokens for source in sources for layer in source.layers)
         with progress("tune", n_tokens * sources[0].metadata.n_kv_heads, quiet) as advance:
             if names is None:
-                tuned = tune_multirate(sources, bits, advance)
+                tuned = tune_multirate(sources, bits, advance, metric=metric)
                 kind, sides, calibration = tuned.kind, tuned.sides, tuned.write(sources, bits, output, force=force)
             else:
-                kind, sides, recipe = tune_codecs(sources, bits, names, advance)
+                kind, sides, recipe = tune_codecs(sources, bits, names, advance, metric=metric)
                 calibration = None
                 write_text_atomically(output, recipe_text(recipe), force=force, inputs=dumps)
         texts = {source.metadata.sha256 for source in sources}
-    if kind != "fisher":
+    if kind != "fisher" and metric is None:
         say(
             quiet, "no Fisher information in every dump: weighed by queries; capture --fisher measures what errors cost"
         )

@@ -143,3 +143,17 @@ def test_a_dump_without_queries(tmp_path: Path) -> None:
     synthesize(tmp_path / "mute.h5", SynthesisSpec(n_layers=1, n_tokens=32, n_query_heads=2, head_dim=32, n_rows=0))
     with open_dump(tmp_path / "mute.h5") as dump, pytest.raises(DataError, match="no queries"):
         measure_dump(dump, [("turbo3", Recipe())], max_memory=PLENTY)
+
+
+def test_the_shipped_recipe_is_far_better_than_the_plain_trellis() -> None:
+    data = Path(__file__).parents[2] / "data"
+    recipes = [
+        ("trellis3", Recipe(k="trellis3", v="trellis3")),
+        ("tuned", read_recipe(data / "lm-tiny-multirate.yaml")),
+    ]
+    with open_dump(data / "tiny-pride.h5") as dump:
+        plain, tuned = measure_dump(dump, recipes, max_memory=PLENTY)["codecs"]
+    assert tuned["total"]["bits_per_value"] <= 3.2
+    assert tuned["ratio_to_first_interval"][1] < 0.5
+    assert tuned["total"]["output_error"] < plain["total"]["output_error"]
+    assert tuned["total"]["keys"]["projection"] == pytest.approx(1, abs=0.002)  # not shrunk, as the plain trellis's are

@@ -17,6 +17,7 @@ from turbocode.evaluation.attention_compare import EncodedNow, compare_attention
 from turbocode.evaluation.attention_shapes import AttentionShape
 from turbocode.evaluation.attention_warmup import jobs_for, run_job
 from turbocode.kernels.attention import cuda
+from turbocode.kernels.attention.skipping import Skipping
 from turbocode.policies import Recipe
 
 
@@ -54,11 +55,13 @@ def test_the_benchmark_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         advance=done.append,
         keep=lambda found: kept.append(len(found["shapes"])),
         copy_bytes=4096,
+        skipping=Skipping(1e-6, 1e-7),
     )
     tiny, none = result["shapes"]
     assert "MiB of GPU memory" in none["problem"] and none["codecs"] == []
     row, unfit = tiny["codecs"]
     assert row["relative_error"] < 1e-3 and row["is_within_bound"] and row["plain_error"] < 1e-3
+    assert row["whole_seconds"] > 0 and row["whole_error"] < 1e-3
     assert row["bytes_allow"] == pytest.approx(16 / 2.75)
     assert row["n_bytes"] == 2 * 24 * (26 + 18) + 2 * 2 * (2 * 2 * 64 + 4)
     assert row["gb_per_s"] == pytest.approx(row["n_bytes"] / row["seconds"] / 1e9)

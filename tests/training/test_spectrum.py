@@ -55,5 +55,7 @@ def test_dumps_that_say_too_little(tmp_path: Path) -> None:
     with open_dump(tmp_path / "mute.h5") as mute, open_dump(SHIPPED) as dump:
         with pytest.raises(OptionError, match="neither Fisher information nor queries"):
             metric_kind([mute])
+        with pytest.raises(OptionError, match="has no Fisher information"):
+            metric_kind([dump], "fisher")
         with pytest.raises(OptionError, match="dumps that are calibrated on together are of one model"):
             metric_kind([dump, mute])

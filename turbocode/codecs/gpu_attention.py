@@ -8,6 +8,7 @@ import numpy as np
 
 from turbocode.codecs.codec import Codec
 from turbocode.errors import OptionError
+from turbocode.kernels.attention.skipping import EVERYTHING, Skipping
 
 
 class GpuAttention:
@@ -16,9 +17,13 @@ class GpuAttention:
     key_codec, value_codec : what the blocks are, any two of one head_dim
     is_plain : use the readable kernel, without tensor cores, which also serves the few group sizes that the fast one
         does not know (40, for head_dim 40 or 120): slower, and nearly float32 in its sums
+    skipping : what may be left out because it hardly counts, see kernels/attention/skipping.py. The fast kernel
+        compares weights times the norm of their value, and saves work where that holds for 32 tokens and all queries
     """
 
-    def __init__(self, key_codec: Codec, value_codec: Codec, *, is_plain: bool = False) -> None:
+    def __init__(
+        self, key_codec: Codec, value_codec: Codec, *, is_plain: bool = False, skipping: Skipping = EVERYTHING
+    ) -> None:
         from turbocode.kernels.attention.attend_variant import is_direct
         from turbocode.kernels.attention.cuda import DecodeAttention
         from turbocode.kernels.attention.gpu_arrays import Side
@@ -38,6 +43,7 @@ class GpuAttention:
         self.is_plain = is_plain or not is_known
         kind = PlainAttention if self.is_plain else DecodeAttention
         self._attend = kind(sides[0], sides[1], key_codec.head_dim)
+        self._attend.skipping = skipping.check()
 
     def __call__(
         self,

@@ -41,10 +41,10 @@ class SideMoments:
     kind: MetricKind
 
 
-def metric_kind(dumps: Sequence[Dump]) -> MetricKind:
-    """`fisher` if every layer of every dump has Fisher information, else `queries`.
+def metric_kind(dumps: Sequence[Dump], wanted: MetricKind | None = None) -> MetricKind:
+    """`fisher` if every layer of every dump has Fisher information, else `queries`; or what is wanted.
 
-    Raises OptionError where the dumps have neither, or are not of one model.
+    Raises OptionError where the dumps have neither, or not what is wanted, or are not of one model.
     """
     first = dumps[0].metadata
     for dump in dumps:
@@ -55,8 +55,11 @@ def metric_kind(dumps: Sequence[Dump]) -> MetricKind:
                     "dumps that are calibrated on together are of one model",
                     file=dump.path,
                 )
-    if all(layer.has_fisher for dump in dumps for layer in dump.layers):
+    blind = [dump.path for dump in dumps if not all(layer.has_fisher for layer in dump.layers)]
+    if wanted != "queries" and not blind:
         return "fisher"
+    if wanted == "fisher":
+        raise OptionError("has no Fisher information", file=blind[0], hint="turbocode capture --fisher writes it")
     for dump in dumps:
         if not all(layer.n_rows for layer in dump.layers):
             raise OptionError(

@@ -54,14 +54,17 @@ class TunedSide:
     rates: tuple[int, ...] | None
 
 
-def tune_multirate(dumps: Sequence[Dump], bits: float, advance: Advance | None = None) -> TunedMultirate:
+def tune_multirate(
+    dumps: Sequence[Dump], bits: float, advance: Advance | None = None, *, metric: MetricKind | None = None
+) -> TunedMultirate:
     """The multi-rate trellis of every layer and side at `bits` bits a value in all, everything stored counted.
 
     dumps : of one model, over different texts; every token counts alike
+    metric : what errors are weighed by; None: `fisher` where the dumps have it
     advance : called with the number of tokens just read of a head
     Raises OptionError for bits that the format cannot have, dumps that do not belong together or say too little.
     """
-    kind, moments = metric_kind(dumps), {}
+    kind, moments = metric_kind(dumps, metric), {}
     head_dim = dumps[0].metadata.head_dim
     if head_dim % RUN_CHANNELS:
         raise OptionError(f"head_dim is {head_dim}; {MULTIRATE} codes runs of {RUN_CHANNELS} channels", hint="--codecs")
@@ -156,14 +159,19 @@ def joint_digest(digests: Sequence[str]) -> str:
 
 
 def tune_codecs(
-    dumps: Sequence[Dump], bits: float, codecs: Sequence[str], advance: Advance | None = None
+    dumps: Sequence[Dump],
+    bits: float,
+    codecs: Sequence[str],
+    advance: Advance | None = None,
+    *,
+    metric: MetricKind | None = None,
 ) -> tuple[MetricKind, tuple[TunedSide, ...], Recipe]:
     """(kind of the metric, what each side got, the recipe) of codecs from a list at `bits` bits a value in all.
 
     Raises OptionError for codecs that do not fit, bits below what the smallest takes, or unsuitable dumps.
     """
     texts = list(dict.fromkeys(str(parse_codec(text)) for text in codecs))
-    kind, metadata = metric_kind(dumps), dumps[0].metadata
+    kind, metadata = metric_kind(dumps, metric), dumps[0].metadata
     tried: dict[Side, list[tuple[Coder, float]]] = {}
     for number, side in _sides(dumps):
         moments = side_moments(dumps, number, side, kind, advance)

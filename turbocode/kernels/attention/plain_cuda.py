@@ -15,6 +15,7 @@ from turbocode.kernels.attention.gpu_arrays import LOG2_E, Side, check_arrays, f
 from turbocode.kernels.attention.merge_kernel import THREADS as MERGE_THREADS
 from turbocode.kernels.attention.merge_kernel import merge_kernel
 from turbocode.kernels.attention.plain_kernel import N_ARGS, WARP, WARPS, PlainVariant, plain_kernel
+from turbocode.kernels.attention.skipping import EVERYTHING
 from turbocode.kernels.gpu_call import VALUE_TYPES, view
 
 MIN_SPLIT_TOKENS = 64
@@ -27,6 +28,7 @@ class PlainAttention:
     def __init__(self, keys: Side, values: Side, head_dim: int) -> None:
         self.keys, self.values, self.head_dim = keys, values, head_dim
         self._tables = [np.ascontiguousarray(side.centroids, np.float32) for side in (keys, values)]
+        self.skipping = EVERYTHING
         self._on_device: dict[int, list[DeviceArray]] = {}
         self._rooms: dict[tuple[int, int], tuple[DeviceArray, DeviceArray, Any]] = {}
 
@@ -91,6 +93,7 @@ class PlainAttention:
             *(page_table.strides[0] // 4 if is_paged else 0, page_tokens.bit_length() - 1),
             *(4 * table.shape[1] if len(table) > 1 else 0 for table in self._tables),
             *(float_bits(factor), float_bits(softcap * LOG2_E), n_splits, int(gain_table is not None)),
+            *(float_bits(self.skipping.sparse_v), float_bits(self.skipping.tile_floor * LOG2_E)),
         )
         assert len(args) == N_ARGS
         _launch.launch(plain_kernel(variant), n_row_blocks * n_splits, WARP * WARPS, device, handle, args)
