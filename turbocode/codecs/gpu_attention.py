@@ -15,8 +15,8 @@ from turbocode.kernels.attention.skipping import EVERYTHING, Skipping
 class GpuAttention:
     """Attends over the blocks of two codecs; arrays are those of torch, CuPy or numba-cuda, as for `GpuCodec`.
 
-    key_codec, value_codec : what the blocks are, any two of one head_dim. Of a multirate codec the kernel leaves its basis to the
-        caller: queries come as its `rotate` gives them, outputs go to its `unrotate`, `lse` lacks its `logit_offset`
+    key_codec, value_codec : what the blocks are, any two of one head_dim. The basis of a multirate codec is left to the
+        caller: queries come as its `rotate` gives them, outputs go to its `unrotate`, lse lacks its `logit_offset`
     is_plain : use the readable kernel, without tensor cores, which also serves the few group sizes that the fast one
         does not know (40, for head_dim 40 or 120): slower, and nearly float32 in its sums
     skipping : what may be left out because it hardly counts, see kernels/attention/skipping.py. The fast kernel
@@ -46,7 +46,8 @@ class GpuAttention:
         sides, is_known = [], True
         for codec in (key_codec, value_codec):
             if isinstance(codec, MultirateCodec):
-                sides.append(Side(codec.block_format, rotation_for(codec.head_dim, "none"), codec.gpu_table()))
+                form: Any = codec.block_format
+                sides.append(Side(form, rotation_for(codec.head_dim, "none"), codec.gpu_table()))
                 is_known = False
                 continue
             tables = [codec.tables(head)[0] for head in range(max(1, len(codec.codebooks)))]

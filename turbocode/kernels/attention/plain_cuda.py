@@ -72,7 +72,8 @@ class PlainAttention:
         n_splits = max(1, min(wanted, -(-n_tokens // MIN_SPLIT_TOKENS)))
         parts, part_lses = self._room(device, handle, (n_splits, *like.shape))
         variant = PlainVariant(
-            *(_compiled_format(side.block_format) for side in (self.keys, self.values)),
+            _compiled_format(self.keys.block_format),
+            _compiled_format(self.values.block_format),
             self.keys.rotation,
             self.values.rotation,
             self.head_dim,
@@ -112,7 +113,7 @@ class PlainAttention:
         return view(found[0], shape, "float32"), view(found[1], shape[:-1], "float32")
 
 
-def _compiled_format(form: BlockFormat | MultirateFormat) -> BlockFormat | MultirateFormat:
+def _compiled_format(form: Any) -> BlockFormat | MultirateFormat:
     return any_schedule(form) if isinstance(form, MultirateFormat) else form
 
 
