@@ -53,7 +53,8 @@ def verify_file(
     """A JSON object: `ok`, `checks` (what was done, how often) and `findings` (object and problem of each).
 
     A dump or a calibration is read whole: checksums and finite values. Of a quantized file every stored sha256 is
-    computed again and every block decoded; against : the dump it was made of, whose digest and NMSE have to be the stored ones.
+    computed again and every block decoded; against : the dump it was made of, whose digest and NMSE have to be the
+    stored ones.
     advance : called with the number of bytes just looked at
     Errors : NoInputError, LockedError, OptionError; DataError where the file as a whole cannot be read.
     """
