@@ -128,10 +128,13 @@ def _render(console: Console, result: dict[str, Any], v_gain: str | None) -> Non
     rows.append(["all", *list(total.values())[1:]])
     console.print(table(list(_COLUMNS.values()), rows))
     facts = result["total"]
-    console.print(
-        f"{facts['n_rows']:,} query rows; {facts['bits_per_value']:.4g} bits a value; the packed kernel agrees with "
-        f"float64 attention over the decoded values to {facts['kernel_error']:.1e}"
+    error = facts["kernel_error"]
+    kernel = (
+        "no packed kernel reads these blocks: outputs are those of decoded values"
+        if error is None
+        else f"the packed kernel agrees with float64 attention over the decoded values to {error:.1e}"
     )
+    console.print(f"{facts['n_rows']:,} query rows; {facts['bits_per_value']:.4g} bits a value; {kernel}")
     if v_gain is not None:
-        best, error = facts["best_v_gain"], facts["best_v_gain_error"]
-        console.print(f"V gain {v_gain}; the best one number is {best:.4f}, with which the output error is {error:.4g}")
+        best, least = facts["best_v_gain"], facts["best_v_gain_error"]
+        console.print(f"V gain {v_gain}; the best one number is {best:.4f}, with which the output error is {least:.4g}")

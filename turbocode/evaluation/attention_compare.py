@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from turbocode.codecs import Coder, EncodeReport, coder_from_description
+from turbocode.codecs import Coder, EncodeReport, coder_from_description, has_packed_attention
 from turbocode.codecs.attention import decode_attention, merge_attention
 from turbocode.codecs.value_gain import ValueGain
 from turbocode.conversion.quantize import QuantizePlan
@@ -122,7 +122,7 @@ class _Figures:
             "output_error": self._relative("packed", "output"),
             "output_error_k": self._relative("k", "output"),
             "output_error_v": self._relative("v", "output"),
-            "kernel_error": self._relative("kernel", "output_kv"),
+            "kernel_error": self._relative("kernel", "output_kv") if "kernel" in self.squares else None,
             "best_v_gain": best,
             "best_v_gain_error": error,
         }
@@ -145,7 +145,8 @@ def compare_attention(
     Figures, per layer and in total: logit_error (RMS of the logit error around its row mean), kl_mean / kl_median /
     kl_p999 / kl_max of KL(exact || coded) in nats, same_top (share of rows whose strongest token stays),
     output_error (relative L2 of the packed kernel's output), output_error_k and output_error_v (only K, only V coded),
-    kernel_error (packed kernel against float64 attention over the decoded values), worst_head by mean KL, nmse_k and
+    kernel_error (packed kernel against float64 attention over the decoded values; None where no kernel reads the
+    blocks, whose decoded values then make the output), worst_head by mean KL, nmse_k and
     nmse_v (over the tokens that some query row sees). best_v_gain is the one factor on the packed outputs, before
     `gain`, that makes their error the least, best_v_gain_error that error; best_v_gain_by_head of each query head.
     Raises DataError if the dump has no queries.
@@ -208,6 +209,7 @@ def _compare_layer(
                 window=layer.window,
                 softcap=layer.softcap,
             )
+            is_packed = all(has_packed_attention(codec) for codec in codecs.values())
             packed = _PackedHead(queries, positions[seq], metadata.attention_scale, layer, attend)
             for start, stop in slabs(int(positions[seq].max()) + 1, tile):
                 exact, decoded, blocks = {}, {}, {}
@@ -217,11 +219,12 @@ def _compare_layer(
                     decoded[side] = codecs[side].decode(blocks[side])
                     costs[side].add(EncodeReport.of_vectors(exact[side], decoded[side])[0])
                 comparison.add(start, exact["keys"], exact["values"], decoded["keys"], decoded["values"])
-                packed.add(start, codecs, blocks)
+                if is_packed:
+                    packed.add(start, codecs, blocks)
                 if advance:
                     advance(stop - start)
             result = comparison.result()
-            plain = packed.output().reshape(-1, metadata.head_dim)
+            plain = packed.output().reshape(-1, metadata.head_dim) if is_packed else result["output_kv"]
             seen = positions[seq] + 1
             seen = np.minimum(seen, layer.window) if layer.window else seen
             factor = gain.of(seen, metadata.n_query_heads)[heads.start : heads.stop].reshape(-1, 1)
@@ -233,7 +236,8 @@ def _compare_layer(
             figures.add_square("output", result["output"])
             figures.add_square("output_kv", result["output_kv"])
             figures.add_square("packed", output - result["output"])
-            figures.add_square("kernel", output - result["output_kv"])
+            if is_packed:
+                figures.add_square("kernel", output - result["output_kv"])
             figures.add_square("k", result["output_k"] - result["output"])
             figures.add_square("v", result["output_v"] - result["output"])
             for index, h in enumerate(heads):
