@@ -19,6 +19,7 @@ from turbocode.evaluation.attention_warmup import jobs_for, run_job
 from turbocode.kernels.attention import cuda
 from turbocode.kernels.attention.skipping import Skipping
 from turbocode.policies import Recipe
+from turbocode.training.calibrate import calibrate_dump, parse_transforms
 
 
 @pytest.fixture(autouse=True)
@@ -26,13 +27,21 @@ def few_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "SHAPES", (cuda.Shape(1, 1, 2),))
 
 
-def test_a_dump_compares_as_on_the_cpu(tmp_path: Path) -> None:
-    synthesize(
-        tmp_path / "d.h5",
-        SynthesisSpec(n_layers=1, n_tokens=70, n_query_heads=2, n_kv_heads=1, head_dim=64, n_rows=2),
-    )
+@pytest.mark.parametrize("is_transformed", [False, True])
+def test_a_dump_compares_as_on_the_cpu(is_transformed: bool, tmp_path: Path) -> None:
+    """Behind transforms too, whose maps the host does: tiles lack what the keys' mean adds, and are merged."""
+    shape = {"n_layers": 1, "n_query_heads": 2, "n_kv_heads": 1, "head_dim": 64, "n_rows": 2, "constant_share": 0.5}
+    synthesize(tmp_path / "d.h5", SynthesisSpec(n_tokens=70, **shape))
+    fields = {}
+    if is_transformed:
+        synthesize(tmp_path / "longer.h5", SynthesisSpec(n_tokens=140, **shape))
+        with open_dump(tmp_path / "longer.h5") as longer:
+            chains = {"keys": [parse_transforms("mean+balance_diagonal")], "values": [parse_transforms("mean")]}
+            calibrate_dump(longer, tmp_path / "c.h5", chains)
+        transforms = {"k": ["mean", "balance_diagonal"], "v": ["mean"]}
+        fields = {"calibration": str(tmp_path / "c.h5"), "transforms": transforms}
     with open_dump(tmp_path / "d.h5") as dump:
-        source = EncodedNow(plan_quantize(dump, Recipe(k="turbo3", v="turbo4")))
+        source = EncodedNow(plan_quantize(dump, Recipe(k="turbo3", v="turbo4", **fields)))
         on_cpu = compare_attention(dump, source, max_memory=1 << 30)["total"]
         # In tiles of 64 tokens, whose results are merged.
         on_gpu = compare_attention(dump, source, max_memory=300_000, attend=HostAttention(0))["total"]

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from turbocode.formats.block_format import BlockFormat
+from turbocode.formats import BlockFormat, MultirateFormat
 from turbocode.kernels import _ptx, _ptx_copies
 from turbocode.kernels._cuda import at, cuda, device, kernel, shared_address, types
 from turbocode.kernels.attention.query_rows import query_rows
@@ -34,8 +34,8 @@ _TWO_LOG2_E = np.float32(2.0 / np.log(2.0))
 class PlainVariant(NamedTuple):
     """What the kernel is compiled for; query_type is of fwht/lanes.py."""
 
-    key_format: BlockFormat
-    value_format: BlockFormat
+    key_format: BlockFormat | MultirateFormat
+    value_format: BlockFormat | MultirateFormat
     key_rotation: Rotation
     value_rotation: Rotation
     head_dim: int
