@@ -37,6 +37,7 @@ NEIGHBOURS = {
     ("codebooks", "text_input"),
     ("codecs", "transforms"),
     ("export", "evaluation"),
+    ("training", "policies"),  # a tuned recipe is fitted to a dump
     ("evaluation", "integrations"),  # a language model is evaluated through them
 }
 OWNERS = {

@@ -25,13 +25,11 @@ if TYPE_CHECKING:
 @click.option(
     "--recipe", "recipes", type=FILE, multiple=True, metavar="FILE", help="YAML or JSON with codecs per layer."
 )
-@click.option("--sinks", type=click.IntRange(0), default=0, show_default=True, help="First tokens kept in 16 bits.")
+@click.option("--sinks", type=click.IntRange(0), help="First tokens kept in 16 bits.  [default: 0, or the recipe's]")
 @click.option(
     "--residual",
     type=click.IntRange(0),
-    default=0,
-    show_default=True,
-    help="Latest tokens kept in 16 bits (--chunk).",
+    help="Latest tokens kept in 16 bits (--chunk).  [default: 0, or the recipe's]",
 )
 @click.option("--chunk", type=click.IntRange(1), metavar="N", help="Feed N tokens at a time.  [default: the window]")
 @click.option("--packed", is_flag=True, help="Attend to the packed blocks by turbocode's kernels.")
@@ -48,8 +46,8 @@ def command(
     ks: tuple[str, ...],
     vs: tuple[str, ...],
     recipes: tuple[Path, ...],
-    sinks: int,
-    residual: int,
+    sinks: int | None,
+    residual: int | None,
     chunk: int | None,
     packed: bool,
     score_from: int | None,
@@ -104,8 +102,8 @@ def _policies(
     ks: tuple[str, ...],
     vs: tuple[str, ...],
     recipes: tuple[Path, ...],
-    sinks: int,
-    residual: int,
+    sinks: int | None,
+    residual: int | None,
 ) -> list[CachePolicy]:
     """What the options ask to be measured, in the order: --codec, pairs of --k and --v, --recipe."""
     from turbocode.policies import CachePolicy, read_recipe
@@ -113,8 +111,10 @@ def _policies(
     if len(ks) != len(vs):
         raise OptionError(f"{len(ks)} --k and {len(vs)} --v are given; each --k needs its --v")
     pairs = [*((codec, codec) for codec in codecs), *zip(ks, vs, strict=True)]
-    chosen = [CachePolicy.of(k, v, sinks=sinks, residual=residual) for k, v in pairs]
-    chosen += [CachePolicy(read_recipe(path), (), sinks, residual, path.stem) for path in recipes]
+    chosen = [CachePolicy.of(k, v, sinks=sinks or 0, residual=residual or 0) for k, v in pairs]
+    chosen += [
+        CachePolicy.of_recipe(read_recipe(path), sinks=sinks, residual=residual, name=path.stem) for path in recipes
+    ]
     if not chosen:
         raise OptionError("no codec is given", hint="for example --codec turbo3, or --k turbo4 --v turbo3")
     return chosen

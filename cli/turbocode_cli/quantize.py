@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from turbocode_cli.options import (
     nonfinite_option,
     out_option,
     quiet_option,
+    say,
 )
 from turbocode_cli.output import emit, progress, size_text, table
 
@@ -61,12 +63,22 @@ def command(
       turbocode quantize data/tiny-pride.h5 -o tiny-turbo3.h5 --k turbo3 --v turbo3
       turbocode quantize data/tiny-pride.h5 -o tiny-mixed.h5 --k q8_0 --v turbo4 --layers 0-1
     """
-    from turbocode.conversion import plan_quantize, quantize_dump
+    from turbocode.conversion import dangerous_keys, plan_quantize, quantize_dump
     from turbocode.dumps import open_dump
 
     with open_dump(dump, nonfinite=nonfinite, isolate=True) as source:
         recipe = recipe_from(k, v, recipe_path, layers, source.metadata.n_layers)
         plan = plan_quantize(source, recipe)
+        if recipe.sinks or recipe.residual:
+            say(quiet, "sinks and residual of the recipe are for a running cache: every token of a file is coded")
+        dangers = dangerous_keys(source, plan)
+        if dangers:
+            more = f" ({len(dangers)} of {source.metadata.n_layers} layers are so)"
+            say(
+                quiet,
+                f"warning: {dangers[0]}{more}; take their mean away: turbocode calibrate {dump} -o means.h5 --k mean, "
+                "and a recipe with `calibration: means.h5` and `transforms: {k: [mean]}`",
+            )
         if dry_run:
             facts: dict[str, Any] = {
                 "output": output,
@@ -82,6 +94,7 @@ def command(
             result = quantize_dump(
                 source, output, recipe, max_memory=max_memory, device=device, force=force, advance=advance
             )
+    result["dangerous_keys"] = [asdict(danger) for danger in dangers]
     emit(result, as_json, lambda console: _render(console, result))
 
 

@@ -28,6 +28,7 @@ def _number(name: str, default: float, text: str) -> Callable[[Callable[..., Any
 @_number("head-dim", 128, "Values of a key or value.")
 @_number("n-rows", 64, "Queries of a head; 0 for none.")
 @_number("constant-share", 0.0, "Share of the keys' energy that all tokens have in common.")
+@_number("key-bias", 0.0, "Norm of a constant added to all keys of a head, in norms of a plain key.")
 @_number("outlier-channels", 0, "Channels of the keys that are larger than the rest.")
 @_number("outlier-scale", 8.0, "How many times larger.")
 @_number("sinks", 0, "First tokens that attract attention.")
@@ -50,6 +51,7 @@ def command(output: Path, force: bool, as_json: bool, quiet: bool, **fields: Any
     Examples:
       turbocode synthesize -o gaussian.h5 --n-tokens 256 --force
       turbocode synthesize -o hard.h5 --constant-share 0.4 --outlier-channels 3 --sinks 2 --force
+      turbocode synthesize -o biased.h5 --key-bias 30 --n-tokens 512 --force
 
     Keys and values are Gaussian; on request the keys get what makes real ones hard to code. The same options give
     the same numbers on every machine.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -67,12 +68,14 @@ def test_the_bytes_are_those_of_the_definition(rng: np.random.Generator) -> None
     x, zeros = vectors[0].astype(np.float32), np.zeros(32, np.float32)
     matrix = basis.basis_matrix(codec.basis[0], codec.row_scale[0], codec.column_scale[0])
     y = reference.affine(x, codec.mean[0], matrix.T, zeros)
-    side = codec._head(0).side
-    stored = reference.encode(y, side, kind=np.float32)
+    side = codec.head_constants(0).side
+    stored = reference.encode(y, side, codec.searches, np.float32)
     blocks = codec.encode(x)[0]
     np.testing.assert_array_equal(blocks, stored.view(np.uint8).reshape(blocks.shape))
     back = reference.decode(stored, side, kind=np.float32)
-    expected = reference.affine(back, zeros, basis.inverse_matrix(matrix).T, codec.mean[0])
+    assert all(after < before for before, after in itertools.pairwise(codec.stretch[1:]))
+    stretched = basis.inverse_matrix(matrix).T * np.repeat(np.float32(codec.stretch)[[4, 3, 2, 1]], 8)[:, None]
+    expected = reference.affine(back, zeros, stretched, codec.mean[0])
     np.testing.assert_array_equal(codec.decode(blocks), expected)
 
 

@@ -18,16 +18,18 @@ from turbocode.codebooks.multirate_codebook import multirate_codebook
 from turbocode.codecs.report import EncodeReport
 from turbocode.errors import DataError, OptionError
 from turbocode.formats.array_digest import array_sha256
-from turbocode.formats.multirate_format import MAX_RATE, MULTIRATE_STATES_LOG2, MultirateFormat
+from turbocode.formats.multirate_format import MAX_RATE, MULTIRATE_STATES_LOG2, RUN_CHANNELS, MultirateFormat
 from turbocode.kernels.multirate import LAWS, GainScale, MultirateSide
 from turbocode.kernels.multirate.basis import basis_matrix, inverse_matrix, quantize_basis
+from turbocode.kernels.multirate.gpu_table import gpu_table
 from turbocode.transforms import CONSTANT_TOKENS
 
 MULTIRATE = "multirate"
 MULTIRATE_CODEC_VERSION = 1
 _CODEBOOK = "codebook"  # the array that files hold beside those of the calibration
-_LIMIT, _CODED_LIMIT = np.float32(2.0**60), np.float32(2.0**50)  # beyond them values are cut, so that no sum overflows
+LIMIT, CODED_LIMIT = np.float32(2.0**60), np.float32(2.0**50)  # beyond them values are cut, so that no sum overflows
 _LARGEST_GAIN = 255
+_LARGEST_STRETCH = 2.0
 _DTYPES = {
     "basis": np.int8,
     "row_scale": np.float32,
@@ -46,6 +48,9 @@ class MultirateCodec:
     basis : int8 (J, D, D), a row for each channel; row_scale, column_scale : float32 (J, D)
     mean, sigma : float32 (J, D); tables : float32 (9, 1024), values of the states at each rate
     searches : most paths that are tried for a vector, 1 to 4; readers do not need it
+    stretch : factors of what channels decode to, one for each rate from 0 on, positive. A trellis's values are means of
+        what they stand for, so that at a rate which leaves the share e of a channel's energy as error all tokens shrink
+        alike, by 1 - e; attention adds such errors up. 1 / (1 - e) undoes it for a little more squared error.
     Raises OptionError where they do not fit, DataError where a basis has no inverse.
     """
 
@@ -59,6 +64,7 @@ class MultirateCodec:
     sigma: NDArray[np.float32]
     tables: NDArray[np.float32]
     searches: int = 1
+    stretch: tuple[float, ...] = (1.0,) * (MAX_RATE + 1)
 
     name = MULTIRATE
 
@@ -73,13 +79,15 @@ class MultirateCodec:
                 )
             if not np.isfinite(array).all():
                 raise OptionError(f"multirate {name} holds a NaN or an infinity")
+        if len(self.stretch) != MAX_RATE + 1 or not all(0 < factor <= _LARGEST_STRETCH for factor in self.stretch):
+            raise OptionError(f"multirate stretch must be {MAX_RATE + 1} numbers above 0 and up to {_LARGEST_STRETCH}")
         if self.law not in LAWS:
             raise OptionError(f"unknown law {self.law!r}; allowed: {', '.join(LAWS)}")
         assert self._heads is not None  # made now, so that what does not fit is found when a file is read
 
     @cached_property
-    def _heads(self) -> tuple[_Head, ...]:
-        return tuple(_Head.of(self, head) for head in range(len(self.basis)))
+    def _heads(self) -> tuple[HeadConstants, ...]:
+        return tuple(HeadConstants.of(self, head) for head in range(len(self.basis)))
 
     @property
     def head_dim(self) -> int:
@@ -112,7 +120,8 @@ class MultirateCodec:
         one = {name: getattr(self, name)[head : head + 1] for name in _DTYPES if name != "rates"}
         return replace(self, **one)
 
-    def _head(self, head: int) -> _Head:
+    def head_constants(self, head: int) -> HeadConstants:
+        """What coding the vectors of one KV head takes."""
         return self._heads[head if self.n_heads > 1 else 0]
 
     def encode(self, values: NDArray[Any], head: int = 0) -> tuple[NDArray[np.uint8], EncodeReport]:
@@ -134,9 +143,9 @@ class MultirateCodec:
         if len(bad):
             where = tuple(int(i) for i in np.unravel_index(int(bad[0]), values.shape[:-1]))
             raise DataError(f"vector {where} holds a NaN or an infinity; finite values are needed")
-        chosen = self._head(head)
-        y = cpu.affine(np.clip(x, -_LIMIT, _LIMIT), chosen.mean, chosen.columns, np.zeros_like(chosen.mean))
-        blocks = cpu.encode(np.clip(y, -_CODED_LIMIT, _CODED_LIMIT), chosen.side, self.searches)
+        chosen = self.head_constants(head)
+        y = cpu.affine(np.clip(x, -LIMIT, LIMIT), chosen.mean, chosen.columns, np.zeros_like(chosen.mean))
+        blocks = cpu.encode(np.clip(y, -CODED_LIMIT, CODED_LIMIT), chosen.side, self.searches)
         report, _ = EncodeReport.of_vectors(x, self.decode(blocks, head))
         report.saturated_vectors = int((blocks[:, 0] == _LARGEST_GAIN).sum())
         return blocks.reshape(*values.shape[:-1], self.bytes_per_vector), report
@@ -154,7 +163,7 @@ class MultirateCodec:
                 f"{self.name} decodes uint8 arrays of {self.bytes_per_vector} bytes a vector; "
                 f"given is {blocks.dtype} of shape {blocks.shape}"
             )
-        chosen = self._head(head)
+        chosen = self.head_constants(head)
         values = cpu.decode(blocks.reshape(-1, self.bytes_per_vector), chosen.side, is_scaled=unrotate)
         if unrotate:
             values = cpu.affine(values, np.zeros_like(chosen.mean), chosen.back, chosen.mean)
@@ -162,24 +171,28 @@ class MultirateCodec:
 
     def rotate(self, vectors: NDArray[Any], head: int = 0) -> NDArray[np.float32]:
         """Queries for logits over the key blocks of a KV head, which lack `logit_offset`: sigma A^-T q."""
-        chosen = self._head(head)
+        chosen = self.head_constants(head)
         return np.asarray((np.asarray(vectors, np.float32) @ chosen.back.T) * chosen.side.sigma, np.float32)
 
     def unrotate(self, vectors: NDArray[Any], head: int = 0) -> NDArray[np.float32]:
         """Attention outputs over the value blocks of a KV head in the model's basis: A^-1 sigma o + mean."""
-        chosen = self._head(head)
+        chosen = self.head_constants(head)
         scaled = np.asarray(vectors, np.float32) * chosen.side.sigma
         return np.asarray(scaled @ chosen.back + chosen.mean, np.float32)
 
     def logit_offset(self, vectors: NDArray[Any], head: int = 0) -> NDArray[np.float32]:
         """<q, mean>, float32 (...): what logits of queries (..., head_dim) over the key blocks lack."""
-        mean = self._head(head).mean.astype(np.float64)
+        mean = self.head_constants(head).mean.astype(np.float64)
         return (np.asarray(vectors, np.float64) @ mean).astype(np.float32)
 
     def packed_tables(self) -> NDArray[np.float32]:
         """float32 (n_heads, 9 * 1024 + 256): the tables and the gains, as attention over packed blocks takes them."""
         one = np.concatenate((self.tables.ravel(), self.gains.gains))
         return np.tile(one, (self.n_heads, 1))
+
+    def gpu_table(self) -> NDArray[np.float32]:
+        """float32 (1, words): what GPU kernels read the blocks with, the same for all heads."""
+        return gpu_table(self.block_format, self.tables, self.gains.gains)[None]
 
     def _calibrated(self) -> dict[str, NDArray[Any]]:
         arrays = {name: getattr(self, name) for name in _DTYPES if name != "rates"}
@@ -193,6 +206,7 @@ class MultirateCodec:
             "gain_base": self.gains.base,
             "gain_ratio": self.gains.ratio,
             "searches": self.searches,
+            "stretch": list(self.stretch),
             "codebook_sha256": array_sha256(self.tables),
         }
         return about, self._calibrated()
@@ -216,8 +230,8 @@ class MultirateCodec:
 
 
 @dataclass(frozen=True, eq=False)
-class _Head:
-    """One head ready for work. columns : A^T, back : A^-T, float32 (D, D); mean (D,)."""
+class HeadConstants:
+    """One head ready for work. columns : A^T, back : A^-T with its rows stretched, float32 (D, D); mean (D,)."""
 
     side: MultirateSide
     columns: NDArray[np.float32]
@@ -225,11 +239,12 @@ class _Head:
     mean: NDArray[np.float32]
 
     @classmethod
-    def of(cls, codec: MultirateCodec, head: int) -> _Head:
+    def of(cls, codec: MultirateCodec, head: int) -> HeadConstants:
         matrix = basis_matrix(codec.basis[head], codec.row_scale[head], codec.column_scale[head])
         side = MultirateSide(codec.block_format, codec.sigma[head], codec.gains, LAWS[codec.law], codec.tables)
         columns, back = (np.ascontiguousarray(each.T) for each in (matrix, inverse_matrix(matrix)))
-        return cls(side, columns, back, codec.mean[head])
+        factors = np.array(codec.stretch, np.float32)[np.repeat(codec.block_format.rates, RUN_CHANNELS)]
+        return cls(side, columns, back * factors[:, None], codec.mean[head])
 
 
 def multirate_codec(
@@ -240,18 +255,23 @@ def multirate_codec(
     law: str,
     *,
     gains: GainScale | None = None,
-    searches: int = 1,
+    searches: int = 3,
+    is_unbiased: bool = True,
 ) -> MultirateCodec:
     """The codec of a basis (J, D, D), a row for each channel in the order of the schedule, with the shipped codebook.
 
     mean, sigma : (J, D), of the vectors and of the channels of basis @ (x - mean)
     rates : bits a channel of each run of 8 channels, 0 to 8; law : `whitened` or `energy`
+    is_unbiased : stretch what is decoded so that its error does not shrink every token alike
     Raises OptionError where they do not fit.
     """
     quants, rows, columns = quantize_basis(np.asarray(basis, np.float64))
     shift, scale = (np.ascontiguousarray(array, dtype=np.float32) for array in (mean, sigma))
-    form, tables = MultirateFormat.of(rates), multirate_codebook().tables
-    return MultirateCodec(form, law, gains or GainScale(), quants, rows, columns, shift, scale, tables, searches)
+    form, codebook = MultirateFormat.of(rates), multirate_codebook()
+    stretch = (1.0, *(1.0 / (1.0 - nmse) if is_unbiased else 1.0 for nmse in codebook.nmse))
+    return MultirateCodec(
+        form, law, gains or GainScale(), quants, rows, columns, shift, scale, codebook.tables, searches, stretch
+    )
 
 
 def multirate_from_calibration(
@@ -304,18 +324,25 @@ def _made(
             raise DataError(f"multirate version {about['version']!r} is unknown; known is 1", file=file)
         given = {name: arrays[name] for name in _DTYPES}
         base, ratio, searches = about["gain_base"], about["gain_ratio"], about["searches"]
-        if not all(isinstance(number, int | float) and not isinstance(number, bool) for number in (base, ratio)):
-            raise DataError("multirate: gain_base and gain_ratio must be numbers", file=file)
+        stretch = about.get("stretch", [1.0] * (MAX_RATE + 1))
+        if not isinstance(stretch, list) or not all(_is_number(number) for number in (base, ratio, *stretch)):
+            raise DataError("multirate: gain_base, gain_ratio and those of stretch must be numbers", file=file)
         if type(searches) is not int or not 1 <= searches <= 4:
             raise DataError(f"multirate: searches {searches!r} is not 1 to 4", file=file)
         rates = given.pop("rates")
         if rates.ndim != 2 or len(rates) != 1 or rates.dtype != np.uint8 or given["basis"].ndim != 3:
             raise DataError("multirate: array rates or basis has the wrong shape", file=file)
         law, gains = str(about["law"]), GainScale(base, ratio)
-        return MultirateCodec(MultirateFormat.of(rates[0]), law, gains, **given, tables=tables, searches=searches)
+        return MultirateCodec(
+            MultirateFormat.of(rates[0]), law, gains, **given, tables=tables, searches=searches, stretch=tuple(stretch)
+        )
     except KeyError as error:
         raise DataError(f"multirate: {error.args[0]!r} is missing", file=file) from None
     except OptionError as error:
         raise DataError(f"multirate: {error}", file=file) from None
     except DataError as error:
         raise (error if error.file else DataError(error.message, file=file)) from None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

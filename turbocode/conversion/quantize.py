@@ -51,7 +51,7 @@ class QuantizePlan:
 def plan_quantize(dump: Dump, recipe: Recipe) -> QuantizePlan:
     """The plan of `recipe` for `dump`. Raises OptionError for codecs that do not fit its head_dim or its layers."""
     metadata = dump.metadata
-    recipe.check_layers(metadata.n_layers)
+    recipe = recipe.for_layers([layer.window for layer in dump.layers])
     codecs: dict[tuple[str, str], Coder] = {}
     n_vectors = n_bytes = 0
     constant_bits = 0.0

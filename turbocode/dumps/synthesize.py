@@ -27,6 +27,7 @@ BLOCK_TOKENS = 1024
 # draw about a third of the attention over 3,000 tokens.
 MEAN_QUERY = 0.25
 SINK_VALUE_SCALE = 0.05
+MAX_KEY_BIAS = 1000.0
 _SHARED = 9
 _POSITIONS = 8
 
@@ -36,6 +37,7 @@ class SynthesisSpec:
     """Shape and statistics of a synthetic dump.
 
     constant_share : part of the keys' energy that is the same for all tokens of a head, in [0, 1)
+    key_bias : norm of a constant vector that is added to all keys of a head, in norms of what they are without it
     outlier_channels, outlier_scale : how many channels of the keys are multiplied, and by what
     sinks, sink_scale : how many first tokens have keys along the mean query, and their norm in norms of a plain key
     n_rows : queries a head, 0 for none; seed : any non-negative integer; dtype : the dump's logical dtype
@@ -50,6 +52,7 @@ class SynthesisSpec:
     head_dim: int = 128
     n_rows: int = 64
     constant_share: float = 0.0
+    key_bias: float = 0.0
     outlier_channels: int = 0
     outlier_scale: float = 8.0
     sinks: int = 0
@@ -76,6 +79,8 @@ class SynthesisSpec:
                 raise OptionError(f"{name} is {value!r}; allowed is {low} to {high}")
         if not 0 <= self.constant_share < 1:
             raise OptionError(f"constant_share is {self.constant_share}; allowed is 0 to below 1")
+        if not 0 <= self.key_bias <= MAX_KEY_BIAS:
+            raise OptionError(f"key_bias is {self.key_bias}; allowed is 0 to {MAX_KEY_BIAS:g}")
         for name in ("outlier_scale", "sink_scale"):
             if not 0 < getattr(self, name) <= 1000:
                 raise OptionError(f"{name} is {getattr(self, name)}; allowed is above 0 to 1000")
@@ -153,6 +158,8 @@ def _block(
     share = spec.constant_share
     block = np.float32(math.sqrt(1 - share)) * block + np.float32(math.sqrt(share)) * constant
     block[:, outliers] *= np.float32(spec.outlier_scale)
+    if spec.key_bias:
+        block += np.float32(spec.key_bias) * constant
     # |mean_query| is MEAN_QUERY times the norm of a plain key, and sink_scale counts in such norms.
     block[is_sink] = np.float32(spec.sink_scale / MEAN_QUERY) * mean_query
     return block

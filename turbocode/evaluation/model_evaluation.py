@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from turbocode.codecs import has_packed_attention
 from turbocode.errors import OptionError
 from turbocode.evaluation.divergence_statistics import by_position, summarise
 from turbocode.evaluation.machine import cpu_model, usable_cores
@@ -156,7 +157,7 @@ def _check(
     if not 0 <= first <= context - 2:
         raise OptionError(f"scoring starts at position {first}; allowed is 0 to {context - 2}")
     for policy in policies:
-        policy.recipe.check_layers(len(model.layers))
+        policy = policy.for_layers([shape.window for shape in model.layers])
         if policy.residual and mode.chunk is None:
             raise OptionError(
                 f"in one pass no token is ever among the latest {policy.residual}", hint="--chunk 1 measures a residual"
@@ -164,6 +165,8 @@ def _check(
         for number, shape in enumerate(model.layers):
             for side, dim in zip(SIDES, (shape.key_dim, shape.value_dim), strict=True):
                 codec = policy.codec_for(number, side, dim, shape.n_kv_heads)
+                if mode.packed and codec is not None and not has_packed_attention(codec):
+                    raise OptionError(f"{policy.name}: packed attention does not read blocks of {codec.name}")
                 if mode.packed and codec is None:
                     raise OptionError(f"{policy.name}: packed attention reads blocks, and exact {side} have none")
     if mode.packed and any(shape.has_sinks for shape in model.layers):

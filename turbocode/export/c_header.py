@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from turbocode.codecs import Codec
+from turbocode.codecs import Codec, MultirateCodec
 from turbocode.errors import DataError, OptionError
 from turbocode.export.c_text import MAX_IDENTIFIER, c_float, c_ident, environment
+from turbocode.export.multirate_header import MULTIRATE_MACROS, MULTIRATE_NAMES, multirate_header
 from turbocode.formats.block_format import FLOAT16_TINY
 from turbocode.kernels.trellis import GAINS, VITERBI, Trellis
 
@@ -64,26 +65,28 @@ MACROS = [
     "EXACT",
     "EXACT_BODY",
 ]
-_LONGEST = max(map(len, [*NAMES, *MACROS])) + 1
+_LONGEST = max(map(len, [*NAMES, *MACROS, *MULTIRATE_NAMES, *MULTIRATE_MACROS])) + 1
 MAX_PREFIX = MAX_IDENTIFIER - _LONGEST
 _MAX_FACTS = 16
 
 
-def default_prefix(codec: Codec) -> str:
+def default_prefix(codec: Codec | MultirateCodec) -> str:
     """The prefix of a codec's names: its own name and its group size, such as `turbo3_128`."""
     return f"{codec.name}_{codec.block_format.group_size}"
 
 
-def c_header(codec: Codec, *, prefix: str | None = None) -> str:
+def c_header(codec: Codec | MultirateCodec, *, prefix: str | None = None) -> str:
     """The text of a C99, C11, C17 and C++11 to C++20 header with everything to encode and decode one group.
 
-    codec : with at most one codebook; `codec.for_head(h)` picks one of several
+    codec : with at most one codebook or basis; `codec.for_head(h)` picks one of several
     prefix : of every name that the header declares, upper case for macros; default `default_prefix(codec)`
     The text follows from the arguments alone. Raises OptionError for a prefix that cannot begin a C name and for
     several codebooks, DataError for a codebook that float32 cannot hold.
     """
     prefix = default_prefix(codec) if prefix is None else prefix
     _check_prefix(prefix)
+    if isinstance(codec, MultirateCodec):
+        return multirate_header(codec, prefix)
     if len(codec.codebooks) > 1:
         raise OptionError(
             f"{codec.name} has codebooks of {len(codec.codebooks)} heads; a header holds one", hint="choose a head"

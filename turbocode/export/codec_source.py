@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from turbocode.codebooks import CodebookSet
 from turbocode.codebooks.catalog import read_codebook
-from turbocode.codecs import Codec, coder_from_description, make_codec, parse_codec
+from turbocode.codecs import Codec, MultirateCodec, coder_from_description, make_codec, parse_codec
 from turbocode.dumps import open_quantized
 from turbocode.errors import OptionError
 from turbocode.policies.resolve import is_codebook_file
@@ -49,7 +49,7 @@ def codec_of_spec(
 
 def codec_of_file(
     path: str | os.PathLike[str], *, layer: int | None, side: str | None, head: int | None = None
-) -> Codec:
+) -> Codec | MultirateCodec:
     """The codec of the keys (side `k`) or values (`v`) of layer number `layer` of a quantized file, for one KV head.
 
     Raises OptionError for a layer or head that is not there, or where heads differ and none is chosen.
@@ -64,16 +64,16 @@ def codec_of_file(
             raise OptionError(f"layer {layer} is not in the file; layers are {names[0]} to {names[-1]}", file=path)
         chosen = stored.side(SIDES[side])
         codec = coder_from_description(chosen.codec, chosen.arrays(), file=os.fspath(path))
-    if not isinstance(codec, Codec):
+    if not isinstance(codec, Codec | MultirateCodec):
         raise OptionError(
             f"{codec.name} has constants of its own; a header holds codecs without",
             file=path,
-            hint=f"export the codec by name, such as turbocode export c-header {codec.name.rpartition('+')[2]}",
+            hint=f"export the codec by name, such as turbocode export header {codec.name.rpartition('+')[2]}",
         )
     if head is not None and not 0 <= head < n_heads:
         raise OptionError(f"head {head} is not in the file; KV heads are 0 to {n_heads - 1}", file=path)
-    if len(codec.codebooks) <= 1:
+    if codec.n_heads == 1:
         return codec
     if head is None:
-        raise OptionError("every KV head has a codebook of its own; choose one with --head", file=path)
+        raise OptionError("every KV head has constants of its own; choose one with --head", file=path)
     return codec.for_head(head)

@@ -159,7 +159,10 @@ def coded_layers(config: Any, policy: CachePolicy, *, holds_blocks: bool = True,
     layers: list[Any] = []
     number = 0
     check_layer_types(config)
-    for index, stock in enumerate(_stock.DynamicCache(config=config).layers):
+    stocks = _stock.DynamicCache(config=config).layers
+    owners = [stock for stock in stocks if type(stock).__name__ not in _LAYERS_WITHOUT_KEYS]
+    policy = policy.for_layers([getattr(stock, "sliding_window", 0) or 0 for stock in owners])
+    for index, stock in enumerate(stocks):
         options = {"holds_blocks": holds_blocks, "reads": reads}
         if type(stock) is _stock.DynamicSlidingWindowLayer:
             layers.append(TurboSlidingLayer(number, policy, sliding_window=stock.sliding_window, **options))
@@ -171,7 +174,6 @@ def coded_layers(config: Any, policy: CachePolicy, *, holds_blocks: bool = True,
         else:
             raise OptionError(f"layer {index} has a cache of type {type(stock).__name__}, which cannot be coded")
         number += 1
-    policy.recipe.check_layers(number)
     return layers
 
 
@@ -190,7 +192,7 @@ class TurboCache(transformers.cache_utils.Cache):
     """A cache of packed blocks for `model.generate(..., past_key_values=TurboCache(model.config, k="turbo3"))`.
 
     config : of the model; k, v : codecs of keys and values, `exact` for none; recipe : codecs per layer, instead
-    sinks, residual : first and latest tokens of a sequence that stay in 16 bits
+    sinks, residual : first and latest tokens of a sequence that stay in 16 bits; None: as the recipe says
     Works with batches, beams, sliding windows and layers of linear attention. Left-padded sequences store what the
     model computes for the padding, as every cache does. A cache is made for one model, and refilled after `reset`.
     Raises OptionError for unknown codecs or layers whose cache cannot be coded.
@@ -203,15 +205,15 @@ class TurboCache(transformers.cache_utils.Cache):
         k: str = "turbo3",
         v: str = "turbo3",
         recipe: Recipe | None = None,
-        sinks: int = 0,
-        residual: int = 0,
+        sinks: int | None = None,
+        residual: int | None = None,
     ) -> None:
         from turbocode.policies import CachePolicy
 
         if recipe is None:
-            policy = CachePolicy.of(k, v, sinks=sinks, residual=residual)
+            policy = CachePolicy.of(k, v, sinks=sinks or 0, residual=residual or 0)
         else:
-            policy = CachePolicy(recipe, sinks=sinks, residual=residual)
+            policy = CachePolicy.of_recipe(recipe, sinks=sinks, residual=residual)
         super().__init__(layers=coded_layers(config, policy))
 
     @property

@@ -56,3 +56,14 @@ max_sizes = instruction(
     _extreme(lambda a, b: np.maximum(abs(a), abs(b))),
 )
 to_float = instruction("cvt.rn.f32.u32 $0, $1;", f32, (u32,), lambda number: np.float32(int(number)))
+
+
+def _products(a: Any, b: Any) -> int:
+    left, right = (np.array([int(x) & 0xFFFF, int(x) >> 16], np.uint16).view(np.float16) for x in (a, b))
+    with np.errstate(all="ignore"):
+        found = (left.astype(np.float32) * right.astype(np.float32)).astype(np.float16).view(np.uint16)
+    return int(found[0]) | int(found[1]) << 16
+
+
+# Of both halves, each product rounded to nearest.
+scale_halves = instruction("mul.rn.f16x2 $0, $1, $2;", u32, (u32, u32), _products)

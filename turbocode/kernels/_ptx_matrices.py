@@ -82,3 +82,31 @@ _cuda.define_collective("transpose", _transpose)
 transpose_halves = instruction(
     "movmatrix.sync.aligned.m8n8.trans.b16 $0, $1;", u32, (u32,), collective_meaning("transpose"), is_collective=True
 )
+
+
+# Four 8 x 8 matrices of 16-bit numbers from shared memory: lane 8 i + r gives the address of row r of matrix i. Lane
+# 4 g + t gets of each columns 2 t and 2 t + 1 of row g or, turned, rows 2 t and 2 t + 1 of column g.
+def _load_four(is_turned: bool) -> Callable[[list[Any]], list[Any]]:
+    def meaning(args: list[Any]) -> list[Any]:
+        rows = np.array([arg[0].read(np.uint16, 8) for arg in args]).astype(np.uint32).reshape(4, 8, 8)
+        halves = (rows.transpose(0, 2, 1) if is_turned else rows).reshape(4, 32, 2)
+        words = halves[..., 0] | halves[..., 1] << np.uint32(16)
+        return [tuple(words[:, lane].tolist()) for lane in range(32)]
+
+    return meaning
+
+
+def _four_matrices(name: str, kind: str, is_turned: bool) -> Any:
+    _cuda.define_collective(name, _load_four(is_turned))
+    return instruction(
+        f"ldmatrix.sync.aligned.m8n8.x4{kind}.shared.b16 {{$0, $1, $2, $3}}, [$4];",
+        (u32,) * 4,
+        (u32,),
+        collective_meaning(name),
+        touches_memory=True,
+        is_collective=True,
+    )
+
+
+load_matrices = _four_matrices("load_matrices", "", False)
+load_turned_matrices = _four_matrices("load_turned_matrices", ".trans", True)

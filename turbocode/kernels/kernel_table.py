@@ -11,15 +11,22 @@ from typing import Any
 
 import numpy as np
 
-from turbocode.formats import block_format
+from turbocode.formats import MultirateFormat, block_format
 from turbocode.kernels.attention import exact_tokens
 from turbocode.kernels.attention.attend_kernel import N_ARGS as N_ATTEND_ARGS
 from turbocode.kernels.attention.attend_kernel import attend_kernel
 from turbocode.kernels.attention.attend_variant import AttendVariant
 from turbocode.kernels.attention.cuda import Shape, replace_shape
+from turbocode.kernels.attention.eight_values import lookup_of_pairs
 from turbocode.kernels.attention.lookup import lookup_for
 from turbocode.kernels.attention.merge_kernel import N_ARGS as N_MERGE_ARGS
 from turbocode.kernels.attention.merge_kernel import merge_kernel
+from turbocode.kernels.attention.plain_kernel import N_ARGS as N_PLAIN_ARGS
+from turbocode.kernels.attention.plain_kernel import PlainVariant, plain_kernel
+from turbocode.kernels.attention.prefill_cuda import PrefillShape
+from turbocode.kernels.attention.prefill_kernel import N_ARGS as N_PREFILL_ARGS
+from turbocode.kernels.attention.prefill_kernel import prefill_kernel
+from turbocode.kernels.attention.prefill_variant import PrefillVariant
 from turbocode.kernels.fwht import rotation_for
 from turbocode.kernels.fwht.lanes import BFLOAT16, FLOAT16, FLOAT32
 from turbocode.kernels.fwht.rotate_kernel import N_ARGS as N_ROTATE_ARGS
@@ -325,9 +332,31 @@ def _attentions() -> Iterator[KernelEntry]:
             architectures=(architecture,),
             max_local=8 if (name, d) == ("turbo2", 128) else 0,
         )
+    mixed = MultirateFormat((1,) * 16)  # the rates are data
+    plain = PlainVariant(mixed, mixed, *(rotation_for(128, "none"),) * 2, 128, FLOAT16, False, False)
+    yield KernelEntry("attend multirate 128 fp16", lambda: plain_kernel(plain), N_PLAIN_ARGS, 96)
     yield KernelEntry("merge parts fp32 fp16", lambda: merge_kernel(FLOAT32, FLOAT16), N_MERGE_ARGS, 64)
+
+
+def _prefills() -> Iterator[KernelEntry]:
+    for key_name, value_name, d, shape, table_bytes, architecture in (
+        ("turbo3", "turbo3", 128, PrefillShape(64, 8, 2), 1 << 15, (9, 0)),
+        ("turbo4", "trellis3", 128, PrefillShape(32, 4, 2), 1 << 13, (12, 0)),
+        ("turbo3", "turbo3", 256, PrefillShape(32, 8, 1), 1 << 15, (9, 0)),
+    ):
+        forms = block_format(key_name, d), block_format(value_name, d)
+        keys, values = (lookup_of_pairs(form, table_bytes) for form in forms)
+        variant = PrefillVariant(*forms, d, keys, values, forms[0] == forms[1], *shape, False, False)
+        yield KernelEntry(
+            f"prefill {key_name} {value_name} {d}",
+            lambda v=variant: prefill_kernel(v),  # type: ignore[misc]
+            N_PREFILL_ARGS,
+            128 if shape.n_warps * shape.blocks_at_once == 16 else 255,
+            (r"HMMA\.16816\.F32", r"LDSM", _ASYNCHRONOUS_COPY),
+            architectures=(architecture,),
+        )
 
 
 def kernel_table() -> tuple[KernelEntry, ...]:
     """Every kernel, in the variants that differ in their code."""
-    return (*_rotations(), *_encoders(), *_trellises(), *_decoders(), *_attentions(), *_exact_tokens())
+    return (*_rotations(), *_encoders(), *_trellises(), *_decoders(), *_attentions(), *_prefills(), *_exact_tokens())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from turbocode.codecs import Coder, parse_codec
 from turbocode.errors import OptionError
@@ -38,6 +39,18 @@ class CachePolicy:
         exact = tuple(side for side, text in (("keys", k), ("values", v)) if text == EXACT)
         recipe = Recipe(k=_codec_text(k), v=_codec_text(v))
         return cls(recipe, exact, sinks, residual, k if k == v else f"{k} / {v}")
+
+    @classmethod
+    def of_recipe(
+        cls, recipe: Recipe, *, sinks: int | None = None, residual: int | None = None, name: str = ""
+    ) -> CachePolicy:
+        """The policy of a recipe, with its own sinks and residual where None is given."""
+        counts = (recipe.sinks if sinks is None else sinks, recipe.residual if residual is None else residual)
+        return cls(recipe, (), *counts, name)
+
+    def for_layers(self, windows: Sequence[int]) -> CachePolicy:
+        """The policy for layers with these windows, 0 for full attention; see Recipe.for_layers."""
+        return replace(self, recipe=self.recipe.for_layers(windows))
 
     def codec_for(self, number: int, side: str, head_dim: int, n_kv_heads: int) -> Coder | None:
         """The codec of layer `number` (0: the first that owns a cache) and side; None: it stays as it is.

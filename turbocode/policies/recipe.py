@@ -17,7 +17,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from turbocode.codecs import CodecSpec, parse_codec
 from turbocode.errors import DataError, OptionError
+from turbocode.policies.layer_modes import N_MODES, PROMOTED, promoted_layers
 from turbocode.text_input import read_text_input
 from turbocode.transforms import check_chain
 
@@ -82,6 +83,8 @@ class Recipe(BaseModel):
 
     transforms : what keys and values pass before they are coded, stored in the file `calibration`, whose bytes have the
         SHA-256 calibration_sha256 (None: any)
+    layer_mode : 0 to 18, which layers' keys and values are coded by `promoted`, without transforms; `layers` win
+    sinks, residual : first and latest tokens of a running cache that stay in 16 bits (a quantized file has none)
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -91,9 +94,13 @@ class Recipe(BaseModel):
     transforms: SideTransforms = Field(default_factory=SideTransforms)
     calibration: str | None = None
     calibration_sha256: str | None = None
+    layer_mode: int = Field(default=0, ge=0, lt=N_MODES)
+    promoted: str = PROMOTED
+    sinks: int = Field(default=0, ge=0)
+    residual: int = Field(default=0, ge=0)
     layers: dict[str, LayerChoice] = Field(default_factory=dict)
 
-    @field_validator("k", "v")
+    @field_validator("k", "v", "promoted")
     @classmethod
     def _known(cls, value: str) -> str:
         _codec(value)
@@ -111,6 +118,8 @@ class Recipe(BaseModel):
 
     def codec_for(self, layer: int, side: str) -> CodecSpec:
         """The codec of one layer's keys or values."""
+        if self.layer_mode:
+            raise OptionError(f"layer mode {self.layer_mode} needs the layers that there are: Recipe.for_layers")
         letter = {"keys": "k", "values": "v"}[side]
         text: str = getattr(self, letter)
         for key, choice in self.layers.items():
@@ -128,6 +137,24 @@ class Recipe(BaseModel):
             if chosen is not None and layer in parse_layers(key):
                 names = chosen
         return tuple(names)
+
+    def for_layers(self, windows: Sequence[int]) -> Recipe:
+        """The recipe for layers with these windows (0: full attention), its layer mode written out as layers.
+
+        Raises OptionError for layers that are not there and a mode that makes no sense for them.
+        """
+        self.check_layers(len(windows))
+        if not self.layer_mode:
+            return self
+        chosen, sides = promoted_layers(self.layer_mode, windows)
+        better = LayerChoice(
+            **dict.fromkeys(sides, self.promoted),
+            transforms=SideTransforms(**{side: [] for side in sides}),
+        )
+        # A name that parse_layers reads and no one writes, so that it cannot take the place of an entry below.
+        name = ",".join(f"{layer:03d}" for layer in chosen)
+        layers = {name: better, **self.layers} if chosen else self.layers
+        return self.model_copy(update={"layer_mode": 0, "layers": layers})
 
     def check_layers(self, n_layers: int) -> None:
         """Raise OptionError if the recipe names a layer that a cache of n_layers does not have."""
@@ -179,6 +206,13 @@ def parse_recipe(document: Any, *, file: str | None = None) -> Recipe:
         message = "unknown key" if is_unknown else first["msg"].removeprefix("Value error, ")
         hint = f"did you mean {near[0]}?" if near and is_unknown else None
         raise DataError(message, file=file, object=key, hint=hint) from None
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """The recipe as YAML that `read_recipe` reads back: only what is not the default."""
+    document = {"version": recipe.version, "k": recipe.k, "v": recipe.v}
+    document |= recipe.model_dump(exclude_defaults=True)
+    return yaml.safe_dump(document, sort_keys=False, default_flow_style=False)
 
 
 class _Loader(yaml.SafeLoader):

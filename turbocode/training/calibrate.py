@@ -4,15 +4,42 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from turbocode.dumps import Dump, create_calibration
+from turbocode.codecs import TransformedCodec, make_codec
+from turbocode.dumps import Dump, DumpLayer, create_calibration
 from turbocode.errors import OptionError
 from turbocode.formats.sides import SIDES
 from turbocode.provenance import provenance
-from turbocode.transforms import Transform, chain_key, collect_statistics, fit_chain, parse_transform
+from turbocode.training.value_gain import value_gains
+from turbocode.transforms import (
+    SideStatistics,
+    Transform,
+    chain_key,
+    check_chain,
+    collect_statistics,
+    fit_chain,
+    parse_transform,
+)
+from turbocode.transforms.gain import Gain
 
 CHAIN_SEPARATOR = "+"
+
+
+def _measured(
+    chain: Sequence[Transform], statistics: SideStatistics, dump: Dump, layer: DumpLayer, stop: int | None
+) -> list[Transform]:
+    """The chain with gains that are to be found by a codec found on the dump's attention, behind what comes before."""
+    found: list[Transform] = []
+    for step in chain:
+        if isinstance(step, Gain) and step.codec:
+            before = fit_chain(found, statistics)
+            coder = TransformedCodec(make_codec(step.codec, statistics.head_dim), before)
+            gains = value_gains(dump, layer, coder, shift=before.head_map.backward_shift, stop=stop)
+            step = replace(step, measured=tuple(gains.tolist()))
+        found.append(step)
+    return found
 
 
 def parse_transforms(text: str) -> tuple[Transform, ...]:
@@ -22,8 +49,7 @@ def parse_transforms(text: str) -> tuple[Transform, ...]:
     """
     chain = tuple(parse_transform(part) for part in text.split(CHAIN_SEPARATOR))
     names = [transform.name for transform in chain]
-    if len(set(names)) != len(names):
-        raise OptionError(f"transforms {text!r}: one is given twice")
+    check_chain(names)
     return chain
 
 
@@ -63,7 +89,7 @@ def calibrate_dump(
                 statistics = collect_statistics(dump, layer, side, stop=stop, advance=advance)
                 written: set[str] = set()
                 for chain in chains[side]:
-                    fitted = fit_chain(chain, statistics)
+                    fitted = fit_chain(_measured(chain, statistics, dump, layer, stop), statistics)
                     for n, step in enumerate(fitted.steps):
                         key = chain_key(fitted.names[: n + 1])
                         if key in written:

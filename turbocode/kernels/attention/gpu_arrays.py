@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from turbocode.errors import OptionError
-from turbocode.formats.block_format import BlockFormat
+from turbocode.formats import BlockFormat
 from turbocode.kernels import _launch
 from turbocode.kernels._launch import DeviceArray
 from turbocode.kernels.fwht.hadamard import Rotation
@@ -22,9 +22,12 @@ LOG2_E = 1.0 / np.log(2.0)
 
 @dataclass(frozen=True, eq=False)
 class Side:
-    """How one side of a cache is stored. centroids : float32 (1 or n_kv_heads, entries), as PackedSide has them"""
+    """How one side of a cache is stored.
 
-    block_format: BlockFormat
+    centroids : float32 (1 or n_kv_heads, entries), as PackedSide has them; of a multirate side, each its gpu_table
+    """
+
+    block_format: BlockFormat  # or a MultirateFormat, which the plain kernel alone knows
     rotation: Rotation
     centroids: NDArray[np.float32]
 
@@ -55,7 +58,8 @@ def check_arrays(arrays: Sequence[Any], key_side: Side, value_side: Side, d: int
             raise OptionError(
                 f"{name} blocks of a head have a stride of {array.strides[2]} bytes; allowed is {row_bytes}"
             )
-    _check_ints(last_token, (n_seqs, n_rows), "last_token", queries.device)
+    if last_token is not None:
+        _check_ints(last_token, (n_seqs, n_rows), "last_token", queries.device)
     if pages is not None:
         _check_ints(pages, (n_seqs, pages.shape[-1] if pages.shape else 0), "pages", queries.device)
     if gains is not None and (gains.dtype != "float32" or gains.shape != (n_heads,)):

@@ -66,7 +66,8 @@ def _plan(
     check_vectors(DeviceArray(0, out_shape, out_strides, out_dtype, 0, 0, None), n, "out")
     sizes = [_launch.ITEM_BYTES[name] for name in (dtype, out_dtype)]
     batch = geometry(shape[:-1], strides[:-1], n * sizes[0], out_strides[:-1], n * sizes[1], n // g)
-    choose = rotate_kernel if is_power_of_two(g) else rotate_shared_kernel
+    in_registers = is_power_of_two(g) and not rotation.is_identity
+    choose = rotate_kernel if in_registers else rotate_shared_kernel
     kernel, per_block = choose(
         rotation, is_inverse, VALUE_TYPES[dtype], VALUE_TYPES[out_dtype], batch.reads_strided, batch.writes_strided
     )

@@ -1,0 +1,138 @@
+"""Which calibration text serves which scored text: tuned recipes against the plain trellis at the same bits.
+
+    python tests/benchmarks/robustness_matrix.py MODEL... --texts DIR --work DIR --out docs/benchmarks/robustness.json
+
+Every cell is calibration x scored text x model x bits; the recipe has no more bits a value than the plain trellis, all
+constants counted over 32,768 tokens. Scored texts are never what was calibrated on (calibration_texts.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.calibration_texts import WINDOWS, calibration_dump, corpora, scored_windows, text_digest
+
+from turbocode.codecs import make_codec
+from turbocode.dumps import open_dump
+from turbocode.evaluation.model_evaluation import EvaluationMode, evaluate_policies
+from turbocode.integrations.hf_model import open_model
+from turbocode.policies import CachePolicy, read_recipe
+from turbocode.training.tune import tune_multirate
+
+PLAIN = ("trellis2", "trellis3", "trellis4")
+CALIBRATIONS = {
+    "all three": ("prose", "code", "fiction"),
+    "prose": ("prose",),
+    "code": ("code",),
+    "fiction": ("fiction",),
+    "prose + code": ("prose", "code"),
+    "prose + fiction": ("prose", "fiction"),
+    "code + fiction": ("code", "fiction"),
+}
+RECOMMENDED = "all three"
+FIGURES = ("kl_mean", "kl_median", "kl_p999")
+MAX_MEMORY = 2 << 30
+
+
+def recipe(dumps: list[Path], bits: float, path: Path, metric: Any = None) -> Path:
+    """The recipe that `turbocode tune` writes for these dumps."""
+    with ExitStack() as files:
+        sources = [files.enter_context(open_dump(dump)) for dump in dumps]
+        tune_multirate(sources, bits, metric=metric).write(sources, bits, path, force=True)
+    return path
+
+
+def cells(folder: Path, texts: Path, work: Path, n_windows: int) -> list[dict[str, Any]]:
+    """The rows of one model: calibration, scored, plain, bits, and each figure with that of the plain trellis."""
+    model = open_model(str(folder))
+    found = corpora(texts)
+    dumps = {name: calibration_dump(model, corpus, work) for name, corpus in found.items()}
+    policies, labels = [CachePolicy.of(name, name) for name in PLAIN], []
+    for plain in PLAIN:
+        bits = make_codec(plain, model.layers[0].key_dim).bits_per_value
+        for label, names in CALIBRATIONS.items():
+            path = recipe([dumps[name] for name in names], bits, work / f"{model.label}-{plain}-{len(labels)}.yaml")
+            policies.append(CachePolicy(read_recipe(path), name=label))
+            labels.append((plain, label))
+    rows = []
+    for scored, corpus in found.items():
+        windows = scored_windows(model, corpus, n_windows)
+        result = evaluate_policies(model, windows, policies, EvaluationMode(), max_memory=MAX_MEMORY)
+        of_plain = dict(zip(PLAIN, result["codecs"], strict=False))
+        for (plain, label), codec in zip(labels, result["codecs"][len(PLAIN) :], strict=True):
+            row = {"model": model.label, "calibration": label, "scored": scored, "plain": plain}
+            row["bits_per_value"] = codec["bits_per_value"]
+            row["plain_bits_per_value"] = of_plain[plain]["bits_per_value"]
+            for key in FIGURES:
+                row[key], row[f"plain_{key}"] = codec[key], of_plain[plain][key]
+                row[f"ratio_{key}"] = codec[key] / of_plain[plain][key]
+            rows.append(row)
+        print(model.label, scored, f"{result['seconds']:.0f} s", flush=True)
+    return rows
+
+
+def table(document: dict[str, Any]) -> list[str]:
+    """The lines of docs/fidelity.md: ratios of KL means to the plain trellis, the worst first."""
+    lines = [
+        "| calibrated on | scored on | model | 2.1 bits | 3.1 bits | 4.1 bits | worst of 99.9 % |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    rows: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for cell in document["cells"]:
+        rows.setdefault((cell["calibration"], cell["scored"], cell["model"]), []).append(cell)
+    for names, found in sorted(rows.items(), key=lambda row: -max(cell["ratio_kl_mean"] for cell in row[1])):
+        means = [f"{cell['ratio_kl_mean']:.3f}" for cell in sorted(found, key=lambda cell: cell["bits_per_value"])]
+        tail = max(cell["ratio_kl_p999"] for cell in found)
+        lines.append(f"| {' | '.join((*names, *means))} | {tail:.3f} |")
+    return lines
+
+
+def summary(document: dict[str, Any]) -> list[str]:
+    """The lines of the short table: each calibration's worst and mean ratio over texts, models and bits."""
+    lines = [
+        "| calibrated on | worst ratio of the mean | average | worst of the median | worst of 99.9 % | cells |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for label in CALIBRATIONS:
+        rows = [row for row in document["cells"] if row["calibration"] == label]
+        means = [row["ratio_kl_mean"] for row in rows]
+        worst = [max(row[f"ratio_{key}"] for row in rows) for key in ("kl_median", "kl_p999")]
+        figures = " | ".join(f"{x:.3f}" for x in (max(means), sum(means) / len(means), *worst))
+        lines.append(f"| {label} | {figures} | {len(rows)} |")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", type=Path, nargs="+")
+    parser.add_argument("--texts", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True, help="folder for dumps and recipes, kept")
+    parser.add_argument("--windows", type=int, default=1)
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args()
+    given.work.mkdir(exist_ok=True)
+    found = corpora(given.texts)
+    document = {
+        "windows_scored": given.windows,
+        "windows_calibrated": WINDOWS,
+        "context": 2048,
+        "texts": {
+            name: {"calibrated": text_digest(c.calibrated), "scored": text_digest(c.scored)}
+            for name, c in found.items()
+        },
+        "recommended": RECOMMENDED,
+        "cells": [row for folder in given.models for row in cells(folder, given.texts, given.work, given.windows)],
+    }
+    given.out.write_text(json.dumps(document, indent=1) + "\n")
+    print("\n".join([*summary(document), "", *table(document)]))
+
+
+if __name__ == "__main__":
+    main()
