@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from benchmarks.fidelity_table import comparison, spread, table
+from benchmarks.transform_table import table as transform_table
 
 from turbocode.dumps import open_dump
 from turbocode.evaluation.sweep import sweep_codecs
@@ -102,6 +103,12 @@ def test_the_tables_of_fidelity_are_those_of_the_runs(model: str) -> None:
         assert "\n".join(comparison(document)) in text
         chunked = json.loads((ROOT / "docs" / "benchmarks" / f"fidelity-{model}-chunks.json").read_text())
         assert chunked["mode"] == "chunks of 256" and "\n".join(spread(document, chunked)) in text
+
+
+def test_the_table_of_transforms_is_that_of_the_runs() -> None:
+    folder = ROOT / "docs" / "benchmarks"
+    documents = [json.loads((folder / f"transforms-{model}.json").read_text()) for model in ("lm-tiny", "lm-hd128")]
+    assert "\n".join(transform_table(documents)) in (ROOT / "docs" / "fidelity.md").read_text()
 
 
 @pytest.mark.skipif(find_spec("transformers") is None, reason="needs the extra hf (torch and transformers)")
