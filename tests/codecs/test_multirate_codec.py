@@ -185,6 +185,14 @@ def test_descriptions_that_disagree_are_refused(rng: np.random.Generator) -> Non
     ):
         with pytest.raises(DataError):
             coder_from_description({**description, **change}, arrays)
+    about, entry = codec.calibration_entry()
+    hostile = {"gain_base": 10**400, "stretch": [10**400] * 9, "searches": 10**400}
+    for key, value in hostile.items():
+        with pytest.raises(DataError):
+            multirate_from_calibration({**about, key: value}, entry, 2, 64)
+    for name, factor in (("row_scale", 1e-38), ("sigma", 1e30), ("column_scale", 0.0)):
+        with pytest.raises(DataError), np.errstate(over="ignore"):
+            multirate_from_calibration(about, {**entry, name: entry[name] * np.float32(factor)}, 2, 64)
     with pytest.raises(DataError, match="array sigma"):
         coder_from_description(description, {**arrays, "sigma": arrays["sigma"] * 2})
     about, entry = codec.calibration_entry()
