@@ -18,6 +18,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.calibration_texts import WINDOWS, calibration_dump, corpora, scored_windows, text_digest
+from benchmarks.tuned_tables import CALIBRATIONS, matrix_summary, matrix_table
 
 from turbocode.codecs import make_codec
 from turbocode.dumps import open_dump
@@ -27,25 +28,16 @@ from turbocode.policies import CachePolicy, read_recipe
 from turbocode.training.tune import tune_multirate
 
 PLAIN = ("trellis2", "trellis3", "trellis4")
-CALIBRATIONS = {
-    "all three": ("prose", "code", "fiction"),
-    "prose": ("prose",),
-    "code": ("code",),
-    "fiction": ("fiction",),
-    "prose + code": ("prose", "code"),
-    "prose + fiction": ("prose", "fiction"),
-    "code + fiction": ("code", "fiction"),
-}
 RECOMMENDED = "all three"
 FIGURES = ("kl_mean", "kl_median", "kl_p999")
 MAX_MEMORY = 2 << 30
 
 
-def recipe(dumps: list[Path], bits: float, path: Path, metric: Any = None) -> Path:
+def recipe(dumps: list[Path], bits: float, path: Path, reach: int | None, metric: Any = None) -> Path:
     """The recipe that `turbocode tune` writes for these dumps."""
     with ExitStack() as files:
         sources = [files.enter_context(open_dump(dump)) for dump in dumps]
-        tune_multirate(sources, bits, metric=metric).write(sources, bits, path, force=True)
+        tune_multirate(sources, bits, metric=metric, reach=reach).write(sources, bits, path, force=True)
     return path
 
 
@@ -58,7 +50,8 @@ def cells(folder: Path, texts: Path, work: Path, n_windows: int) -> list[dict[st
     for plain in PLAIN:
         bits = make_codec(plain, model.layers[0].key_dim).bits_per_value
         for label, names in CALIBRATIONS.items():
-            path = recipe([dumps[name] for name in names], bits, work / f"{model.label}-{plain}-{len(labels)}.yaml")
+            path = work / f"{model.label}-{plain}-{len(labels)}.yaml"
+            recipe([dumps[name] for name in names], bits, path, model.max_context)
             policies.append(CachePolicy(read_recipe(path), name=label))
             labels.append((plain, label))
     rows = []
@@ -76,37 +69,6 @@ def cells(folder: Path, texts: Path, work: Path, n_windows: int) -> list[dict[st
             rows.append(row)
         print(model.label, scored, f"{result['seconds']:.0f} s", flush=True)
     return rows
-
-
-def table(document: dict[str, Any]) -> list[str]:
-    """The lines of docs/fidelity.md: ratios of KL means to the plain trellis, the worst first."""
-    lines = [
-        "| calibrated on | scored on | model | 2.1 bits | 3.1 bits | 4.1 bits | worst of 99.9 % |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    rows: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
-    for cell in document["cells"]:
-        rows.setdefault((cell["calibration"], cell["scored"], cell["model"]), []).append(cell)
-    for names, found in sorted(rows.items(), key=lambda row: -max(cell["ratio_kl_mean"] for cell in row[1])):
-        means = [f"{cell['ratio_kl_mean']:.3f}" for cell in sorted(found, key=lambda cell: cell["bits_per_value"])]
-        tail = max(cell["ratio_kl_p999"] for cell in found)
-        lines.append(f"| {' | '.join((*names, *means))} | {tail:.3f} |")
-    return lines
-
-
-def summary(document: dict[str, Any]) -> list[str]:
-    """The lines of the short table: each calibration's worst and mean ratio over texts, models and bits."""
-    lines = [
-        "| calibrated on | worst ratio of the mean | average | worst of the median | worst of 99.9 % | cells |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for label in CALIBRATIONS:
-        rows = [row for row in document["cells"] if row["calibration"] == label]
-        means = [row["ratio_kl_mean"] for row in rows]
-        worst = [max(row[f"ratio_{key}"] for row in rows) for key in ("kl_median", "kl_p999")]
-        figures = " | ".join(f"{x:.3f}" for x in (max(means), sum(means) / len(means), *worst))
-        lines.append(f"| {label} | {figures} | {len(rows)} |")
-    return lines
 
 
 def main() -> None:
@@ -131,7 +93,7 @@ def main() -> None:
         "cells": [row for folder in given.models for row in cells(folder, given.texts, given.work, given.windows)],
     }
     given.out.write_text(json.dumps(document, indent=1) + "\n")
-    print("\n".join([*summary(document), "", *table(document)]))
+    print("\n".join([*matrix_summary(document), "", *matrix_table(document)]))
 
 
 if __name__ == "__main__":
