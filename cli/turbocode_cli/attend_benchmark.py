@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 CPU_REPEATS, GPU_REPEATS = 7, 20
 _SIZES = ("batch", "tokens", "q_heads", "kv_heads", "head_dim")
 _COUNT = click.IntRange(1)
+_WEIGHT, _POSITIVE = click.FloatRange(0, 1, max_open=True), click.FloatRange(0, min_open=True)
 
 
 @click.command(name="benchmark")
@@ -38,6 +39,9 @@ _COUNT = click.IntRange(1)
 @k_option
 @v_option
 @click.option("--no-plain", is_flag=True, help="Leave out the plain kernel, which is slow (GPU).")
+@click.option("--sparse-v", type=_WEIGHT, default=0.0, help="Leave out values whose weight is below this, as 1e-4.")
+@click.option("--skip-tiles", type=_WEIGHT, default=0.0, help="Leave out 32 tokens whose weights all are below this.")
+@click.option("--logit-scale", type=_POSITIVE, default=1.0, show_default=True, help="Of logits: above 1 more peaked.")
 @click.option("--repeats", type=click.IntRange(1, 1000), help="Runs; the median counts.  [default: 20, on a CPU 7]")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the Gaussian inputs.")
 @click.option("--plot", type=FILE, metavar="FILE", help="Write a PNG of times, ratios and roofline (GPU).")
@@ -52,6 +56,9 @@ def command(
     k: str | None,
     v: str | None,
     no_plain: bool,
+    sparse_v: float,
+    skip_tiles: float,
+    logit_scale: float,
     repeats: int | None,
     seed: int,
     plot: Path | None,
@@ -68,22 +75,26 @@ def command(
     Examples:
       turbocode attend benchmark --k turbo3 --v turbo3 --device cpu
       turbocode attend benchmark --batch 2 --tokens 4096 --q-heads 8 --kv-heads 2 --json
+      turbocode attend benchmark --k turbo3 --sparse-v 1e-4 --logit-scale 4
 
     On a GPU the packed kernels stand beside float16 attention (torch's, cuDNN and flash), FlashInfer and vLLM's kernel
     where they are installed, the plain kernel, and decoding everything first, in one process, as replayed graphs.
     Without a shape of one's own these run, as batch x tokens: long 1 x 131072, single 1 x 32768, batch-16 16 x 8192,
     batch-64 64 x 4096, wide-groups 8 x 32768 with 4 KV heads, wide-heads 8 x 16384 with head_dim 256. On a CPU NumPy's
-    attention over the unpacked cache stands beside ours.
+    attention over the unpacked cache stands beside ours. With --sparse-v or --skip-tiles every codec is timed with and
+    without; weights are relative to the largest so far.
     """
     from turbocode.codecs import STANDARD_CODECS, make_codec
     from turbocode.evaluation.attention_shapes import AttentionShape
+    from turbocode.kernels.attention.skipping import Skipping
 
+    inputs = {"seed": seed, "skipping": Skipping(sparse_v, skip_tiles), "logit_scale": logit_scale}
     given = {name: value for name, value in sizes.items() if value is not None}
     if device is None:
         _refuse_on_a_cpu(sweep=sweep, plot=plot is not None, no_plain=no_plain, shape=bool(names))
         shape = AttentionShape(**given)
         pairs = [(k or v or "", v or k or "")] if k or v else _fitting(STANDARD_CODECS, shape.head_dim, make_codec)
-        _on_the_cpu(shape, pairs, repeats or CPU_REPEATS, seed, max_memory, as_json, quiet)
+        _on_the_cpu(shape, pairs, repeats or CPU_REPEATS, inputs, max_memory, as_json, quiet)
         return
     pairs = [(k or v or "", v or k or "")] if k or v else [(name, name) for name in STANDARD_CODECS]
     shapes = _shapes(names, sweep, given)
@@ -91,7 +102,7 @@ def command(
         from turbocode.dumps import check_output
 
         check_output(plot, force, [])
-    result = _on_a_gpu(device, shapes, pairs, no_plain, repeats or GPU_REPEATS, seed, quiet)
+    result = _on_a_gpu(device, shapes, pairs, no_plain, repeats or GPU_REPEATS, inputs, quiet)
     if plot is not None:
         from turbocode.evaluation.attention_plots import plot_attention
 
@@ -132,7 +143,7 @@ def _on_the_cpu(
     shape: AttentionShape,
     pairs: list[tuple[str, str]],
     repeats: int,
-    seed: int,
+    inputs: dict[str, Any],
     max_memory: int,
     as_json: bool,
     quiet: bool,
@@ -141,7 +152,7 @@ def _on_the_cpu(
     from turbocode_cli.attention_tables import render_cpu
 
     with progress("benchmark", len(pairs), quiet) as advance:
-        result = benchmark_attention(shape, pairs, repeats=repeats, seed=seed, max_memory=max_memory, advance=advance)
+        result = benchmark_attention(shape, pairs, repeats=repeats, max_memory=max_memory, advance=advance, **inputs)
     emit(result, as_json, lambda console: render_cpu(console, result))
 
 
@@ -151,7 +162,7 @@ def _on_a_gpu(
     pairs: list[tuple[str, str]],
     no_plain: bool,
     repeats: int,
-    seed: int,
+    inputs: dict[str, Any],
     quiet: bool,
 ) -> dict[str, Any]:
     from turbocode.codecs import parse_codec
@@ -161,12 +172,12 @@ def _on_a_gpu(
     for name in {name for pair in pairs for name in pair}:
         parse_codec(name)
     plain = () if no_plain else None
-    jobs = jobs_for(shapes.values(), pairs, plain)
+    jobs = jobs_for(shapes.values(), pairs, plain, inputs["skipping"])
     with progress("compile", len(jobs), quiet) as advance:
         compile_for(jobs, device, advance)
     with progress("benchmark", len(shapes) * len(pairs), quiet) as advance:
         return benchmark_attention_on_gpu(
-            device, shapes, pairs, repeats=repeats, seed=seed, plain=plain, advance=advance
+            device, shapes, pairs, repeats=repeats, plain=plain, advance=advance, **inputs
         )
 
 

@@ -46,6 +46,7 @@ _COLUMNS = {
 @k_option
 @v_option
 @recipe_option
+@click.option("--v-gain", metavar="GAIN", help="Factor on outputs: GAIN, BASE,SLOPE[,LEAST,MOST] or heads:GAIN,...")
 @click.option("--fail-above", type=float, metavar="KL", help="Exit with 3 if the mean KL divergence exceeds this.")
 @nonfinite_option
 @max_memory_option
@@ -58,6 +59,7 @@ def command(
     k: str | None,
     v: str | None,
     recipe_path: Path | None,
+    v_gain: str | None,
     fail_above: float | None,
     nonfinite: str,
     max_memory: int,
@@ -69,18 +71,23 @@ def command(
 
     The blocks come from the file QUANTIZED, or are encoded now as --k and --v or --recipe say. KL divergence of the
     attention weights is in nats; errors of logits are in logits, around each row's mean; output errors are relative.
+    --v-gain multiplies the outputs of coded values: by one number, by BASE + SLOPE ln(tokens seen) within limits, or by
+    a number for each query head. --json has the gains that are best in the mean square, of layers and of heads.
 
     \b
     Examples:
       turbocode attend compare data/tiny-pride.h5 --k turbo3 --v turbo3
       turbocode attend compare data/tiny-pride.h5 --k q8_0 --v turbo4 --json
+      turbocode attend compare data/tiny-pride.h5 --k turbo2 --v turbo2 --v-gain 1.02
     """
     from contextlib import ExitStack
 
+    from turbocode.codecs.value_gain import ValueGain
     from turbocode.conversion import plan_quantize
     from turbocode.dumps import open_dump, open_quantized
     from turbocode.evaluation.attention_compare import BlockSource, EncodedNow, StoredBlocks, compare_attention
 
+    gain = ValueGain() if v_gain is None else ValueGain.parse(v_gain)
     if quantized is not None and (k or v or recipe_path):
         raise OptionError(f"{quantized} says how it is coded; --k, --v and --recipe do not apply to it")
     with ExitStack() as files:
@@ -93,9 +100,9 @@ def command(
         n_tokens = sum(layer.n_seqs * layer.n_tokens * exact.metadata.n_kv_heads for layer in exact.layers)
         with progress("compare", n_tokens, quiet) as advance:
             result = compare_attention(
-                exact, source, max_memory=max_memory, attend=_attention_on(device), advance=advance
+                exact, source, max_memory=max_memory, attend=_attention_on(device), advance=advance, gain=gain
             )
-    emit(result, as_json, lambda console: _render(console, result))
+    emit(result, as_json, lambda console: _render(console, result, v_gain))
     mean = result["total"]["kl_mean"]
     if fail_above is not None and not mean <= fail_above:
         raise QualityError(f"mean KL divergence {mean:.4g} exceeds {fail_above:g}", file=dump)
@@ -112,7 +119,7 @@ def _attention_on(device: int | None) -> Any:
     return HostAttention(device)
 
 
-def _render(console: Console, result: dict[str, Any]) -> None:
+def _render(console: Console, result: dict[str, Any], v_gain: str | None) -> None:
     rows = []
     for row in result["layers"]:
         worst = row["worst_head"]
@@ -121,7 +128,13 @@ def _render(console: Console, result: dict[str, Any]) -> None:
     rows.append(["all", *list(total.values())[1:]])
     console.print(table(list(_COLUMNS.values()), rows))
     facts = result["total"]
-    console.print(
-        f"{facts['n_rows']:,} query rows; {facts['bits_per_value']:.4g} bits a value; the packed kernel agrees with "
-        f"float64 attention over the decoded values to {facts['kernel_error']:.1e}"
+    error = facts["kernel_error"]
+    kernel = (
+        "no packed kernel reads these blocks: outputs are those of decoded values"
+        if error is None
+        else f"the packed kernel agrees with float64 attention over the decoded values to {error:.1e}"
     )
+    console.print(f"{facts['n_rows']:,} query rows; {facts['bits_per_value']:.4g} bits a value; {kernel}")
+    if v_gain is not None:
+        best, least = facts["best_v_gain"], facts["best_v_gain_error"]
+        console.print(f"V gain {v_gain}; the best one number is {best:.4f}, with which the output error is {least:.4g}")

@@ -28,6 +28,10 @@ def render_cpu(console: Console, result: dict[str, Any]) -> None:
         for row in result["codecs"]
     ]
     console.print(table(columns, rows))
+    for row in result["codecs"]:
+        if row["whole_s"] is not None:
+            times = f"{row['whole_s'] * 1e3:,.2f} ms instead of {row['attention_s'] * 1e3:,.2f}"
+            console.print(f"  {_pair_text(row)} with nothing left out: {times}, error {row['whole_error']:.1e}")
     machine = result["machine"]
     console.print(
         f"{machine['cpu']}, {machine['cores']} cores; {_shape_text(result['shape'])}; median of {result['repeats']}"
@@ -42,6 +46,10 @@ def render_gpu(console: Console, result: dict[str, Any]) -> None:
             console.print(f"  left out: {shape['problem']}")
             continue
         console.print(table(_COLUMNS, list(_gpu_rows(shape))))
+        for row in shape["codecs"]:
+            if not row["problem"] and row["whole_seconds"] is not None:
+                times = f"{row['whole_seconds'] * 1e6:,.1f} us instead of {row['seconds'] * 1e6:,.1f}"
+                console.print(f"  {_pair_text(row)} with nothing left out: {times}, error {row['whole_error']:.1e}")
         left_out = [row for part in ("float16", "rivals", "codecs") for row in shape[part] if row["problem"]]
         for row in left_out:
             console.print(f"  {row.get('name') or _pair_text(row)} left out: {row['problem']}")

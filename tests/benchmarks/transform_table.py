@@ -61,6 +61,9 @@ ROWS = (
     Row("mean + reorder, no rotation", "mean+reorder", "mean+reorder", BARE, BARE),
     Row("mean + butterfly for the rotation", "mean+butterfly", "mean+butterfly", BARE, BARE),
     Row("kvlinc (K not rotated)", "kvlinc", "mean", BARE, PLAIN),
+    Row("mean + lowrank, +0.5 bits", "mean+lowrank", "mean+lowrank"),
+    Row("pattern, +0.06 bits", "pattern", "pattern"),
+    Row("nsn, +0.13 bits", "nsn", "nsn"),
     Row("mean, V norm=mse", "mean", "mean", PLAIN, PLAIN + ":norm=mse"),
     Row("mean, V norm=unbiased", "mean", "mean", PLAIN, PLAIN + ":norm=unbiased"),
     Row("mean, V gain 1.04", "mean", "mean+gain:alpha=1.04"),
@@ -114,15 +117,19 @@ def measure(arguments: argparse.Namespace) -> None:
         "calibration": texts[0].name,
         "scored": texts[1].name,
         "calibration_windows": arguments.windows,
+        "scored_windows": arguments.scored_windows,
         "context": arguments.context,
         "cpu": cpu_model(),
         "rows": [],
     }
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for text, file, count in ((texts[0], "fit.h5", arguments.windows), (texts[1], "score.h5", 1)):
+        for text, file, count in (
+            (texts[0], "fit.h5", arguments.windows),
+            (texts[1], "score.h5", arguments.scored_windows),
+        ):
             capture_dump(model, text, folder / file, CaptureSpec(context=arguments.context, n_windows=count, n_rows=64))
-        windows = texts[1].windows(1, arguments.context)
+        windows = texts[1].windows(arguments.scored_windows, arguments.context)
         with open_dump(folder / "fit.h5") as fit, open_dump(folder / "score.h5") as score:
             for bits, rows in [*((bits, ROWS) for bits in BITS), (16, CONTROL)]:
                 started = time.monotonic()
@@ -179,6 +186,7 @@ def main() -> None:
     parser.add_argument("scored", nargs="?", type=Path)
     parser.add_argument("-o", "--output", type=Path)
     parser.add_argument("--windows", type=int, default=4)
+    parser.add_argument("--scored-windows", type=int, default=2)
     parser.add_argument("--context", type=int, default=2048)
     parser.add_argument("--print", nargs="+", type=Path, dest="documents")
     arguments = parser.parse_args()

@@ -10,6 +10,7 @@ from turbocode.errors import OptionError
 from turbocode.evaluation.attention_shapes import AttentionShape
 from turbocode.evaluation.benchmark import benchmark_attention, numpy_attention
 from turbocode.kernels.attention import reference
+from turbocode.kernels.attention.skipping import Skipping
 
 
 def test_the_baseline_is_attention(rng: np.random.Generator) -> None:
@@ -28,6 +29,15 @@ def test_figures_are_complete() -> None:
         assert row["ratio"] == row["numpy_float32_s"] / row["attention_s"]
         assert row["relative_error"] < 1e-5
         assert min(row["encode_vectors_per_s"], row["decode_vectors_per_s"], row["packed_gb_per_s"]) > 0
+
+
+def test_what_leaving_out_costs_is_shown() -> None:
+    shape = AttentionShape(batch=1, tokens=400, q_heads=4, kv_heads=2, head_dim=64)
+    options = {"skipping": Skipping(0.01, 0.01), "logit_scale": 4.0}
+    result = benchmark_attention(shape, [("turbo3", "turbo2")], repeats=1, max_memory=1 << 30, **options)  # type: ignore[arg-type]
+    row = result["codecs"][0]
+    assert result["sparse_v"] == 0.01 and result["skip_tiles"] == 0.01 and result["logit_scale"] == 4.0
+    assert row["whole_s"] > 0 and row["whole_error"] < 1e-5 and 1e-5 < row["relative_error"] < 0.1
 
 
 @pytest.mark.parametrize("change", [{"batch": 0}, {"tokens": -1}, {"q_heads": 5}, {"kv_heads": 0}])

@@ -7,10 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.attention_cases import AttentionCase, relative_error
+from helpers.skipping import skipping_attention
 
 from turbocode.codecs.gpu_attention import GpuAttention, merge_on_gpu
 from turbocode.errors import OptionError
+from turbocode.kernels.attention.cpu import merge_partials
 from turbocode.kernels.attention.cuda import Shape
+from turbocode.kernels.attention.skipping import Skipping
 
 FAST_ERROR, PLAIN_ERROR = 1e-3, 2e-6
 CASES = {
@@ -23,7 +26,7 @@ CASES = {
     "twelve heads": AttentionCase("turbo2", "turbo2", n_tokens=45, n_heads=12),
     "twenty columns": AttentionCase("turbo2", "turbo2", 64, n_tokens=45, n_heads=10, n_rows=2, last=((43, 44),)),
     "pages of 16": AttentionCase(
-        "turbo3", "turbo4", n_seqs=2, n_heads=2, n_kv_heads=2, n_tokens=90, last=((89,), (50,)), page=16
+        "turbo3", "turbo4", n_seqs=2, n_heads=2, n_kv_heads=2, n_tokens=70, last=((69,), (37,)), page=16
     ),
     "pages of 32, nothing seen": AttentionCase(
         n_seqs=2, n_heads=2, n_kv_heads=2, n_tokens=70, last=((69,), (-1,)), page=32
@@ -95,10 +98,12 @@ def test_unknown_groups_get_the_plain_kernel() -> None:
     assert GpuAttention(*case.codecs()).is_plain
 
 
-@pytest.mark.parametrize("shape", [Shape(1, 1, 2), Shape(3, 1, 3), Shape(4, 2, 2)])
-@pytest.mark.parametrize("n_blocks", [1, 2, 5])
+@pytest.mark.parametrize(
+    ("shape", "n_blocks"),
+    [(Shape(1, 1, 2), 2), (Shape(1, 1, 2), 5), (Shape(3, 1, 3), 2), (Shape(4, 2, 2), 1), (Shape(4, 2, 2), 3)],
+)
 def test_any_layout_gives_the_same(shape: Shape, n_blocks: int, rng: np.random.Generator) -> None:
-    case = AttentionCase(n_seqs=2, n_heads=2, n_kv_heads=2, n_tokens=140, last=((139,), (33,)))
+    case = AttentionCase("turbo2", "turbo2", 64, n_seqs=2, n_heads=2, n_kv_heads=2, n_tokens=140, last=((139,), (33,)))
     attention = GpuAttention(*case.codecs())
     attention._attend.shape = shape
     arrays = case.build(rng)
@@ -157,3 +162,28 @@ def test_negative_options_are_refused(rng: np.random.Generator) -> None:
         )
     with pytest.raises(OptionError, match="head_dim 128"):
         GpuAttention(case.codecs()[0], AttentionCase(head_dim=64).codecs()[1])
+
+
+@pytest.mark.parametrize("skipping", [Skipping(0.03, 0.0), Skipping(0.0, 0.7)])
+@pytest.mark.parametrize("is_plain", [False, True])
+def test_what_hardly_counts_is_left_out(is_plain: bool, skipping: Skipping, rng: np.random.Generator) -> None:
+    case = AttentionCase(head_dim=64, n_tokens=160, n_heads=1, norm=4.0)
+    arrays = case.build_blocks(rng)
+    attention = GpuAttention(*case.codecs(), is_plain=is_plain, skipping=skipping)
+    if not is_plain:
+        attention._attend.shape = Shape(1, 1, 2)
+    keys, values = (codec.decode(part)[0, 0] for codec, part in zip(case.codecs(), arrays["blocks"], strict=True))
+    logits = case.scale * arrays["queries"][0, 0].astype(np.float64) @ keys.T
+    if is_plain:  # each of four warps has every fourth token, one at a time
+        parts = [skipping_attention(logits[:, w::4], values[w::4], skipping, 1) for w in range(4)]
+        merged = merge_partials(
+            *(np.stack([part[i] for part in parts]) for i in range(2)), np.ones((4, 1))
+        )  # fmt: skip
+        expected, n_left_out = (*merged, None), sum(part[2] for part in parts)
+    else:
+        norms = arrays["values"][0, 0, :160, :2].copy().view(np.float16)[:, 0].astype(np.float64)
+        *expected, n_left_out = skipping_attention(logits, values, skipping, 32, np.log(norms))
+    output, lse = attend(attention, case, arrays, 1)
+    assert n_left_out > 20
+    assert relative_error(output[0, 0], expected[0]) <= FAST_ERROR
+    np.testing.assert_allclose(lse[0, 0], expected[1], rtol=0, atol=4 * FAST_ERROR)

@@ -17,7 +17,9 @@ from turbocode.evaluation.attention_compare import EncodedNow, compare_attention
 from turbocode.evaluation.attention_shapes import AttentionShape
 from turbocode.evaluation.attention_warmup import jobs_for, run_job
 from turbocode.kernels.attention import cuda
+from turbocode.kernels.attention.skipping import Skipping
 from turbocode.policies import Recipe
+from turbocode.training.calibrate import calibrate_dump, parse_transforms
 
 
 @pytest.fixture(autouse=True)
@@ -25,13 +27,21 @@ def few_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "SHAPES", (cuda.Shape(1, 1, 2),))
 
 
-def test_a_dump_compares_as_on_the_cpu(tmp_path: Path) -> None:
-    synthesize(
-        tmp_path / "d.h5",
-        SynthesisSpec(n_layers=1, n_tokens=70, n_query_heads=2, n_kv_heads=1, head_dim=64, n_rows=2),
-    )
+@pytest.mark.parametrize("is_transformed", [False, True])
+def test_a_dump_compares_as_on_the_cpu(is_transformed: bool, tmp_path: Path) -> None:
+    """Behind transforms too, whose maps the host does: tiles lack what the keys' mean adds, and are merged."""
+    shape = {"n_layers": 1, "n_query_heads": 2, "n_kv_heads": 1, "head_dim": 64, "n_rows": 2, "constant_share": 0.5}
+    synthesize(tmp_path / "d.h5", SynthesisSpec(n_tokens=70, **shape))
+    fields = {}
+    if is_transformed:
+        synthesize(tmp_path / "longer.h5", SynthesisSpec(n_tokens=140, **shape))
+        with open_dump(tmp_path / "longer.h5") as longer:
+            chains = {"keys": [parse_transforms("mean+balance_diagonal")], "values": [parse_transforms("mean")]}
+            calibrate_dump(longer, tmp_path / "c.h5", chains)
+        transforms = {"k": ["mean", "balance_diagonal"], "v": ["mean"]}
+        fields = {"calibration": str(tmp_path / "c.h5"), "transforms": transforms}
     with open_dump(tmp_path / "d.h5") as dump:
-        source = EncodedNow(plan_quantize(dump, Recipe(k="turbo3", v="turbo4")))
+        source = EncodedNow(plan_quantize(dump, Recipe(k="turbo3", v="turbo4", **fields)))
         on_cpu = compare_attention(dump, source, max_memory=1 << 30)["total"]
         # In tiles of 64 tokens, whose results are merged.
         on_gpu = compare_attention(dump, source, max_memory=300_000, attend=HostAttention(0))["total"]
@@ -54,11 +64,13 @@ def test_the_benchmark_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         advance=done.append,
         keep=lambda found: kept.append(len(found["shapes"])),
         copy_bytes=4096,
+        skipping=Skipping(1e-6, 1e-7),
     )
     tiny, none = result["shapes"]
     assert "MiB of GPU memory" in none["problem"] and none["codecs"] == []
     row, unfit = tiny["codecs"]
     assert row["relative_error"] < 1e-3 and row["is_within_bound"] and row["plain_error"] < 1e-3
+    assert row["whole_seconds"] > 0 and row["whole_error"] < 1e-3
     assert row["bytes_allow"] == pytest.approx(16 / 2.75)
     assert row["n_bytes"] == 2 * 24 * (26 + 18) + 2 * 2 * (2 * 2 * 64 + 4)
     assert row["gb_per_s"] == pytest.approx(row["n_bytes"] / row["seconds"] / 1e9)

@@ -10,10 +10,11 @@ import pytest
 
 from turbocode.codecs import make_codec
 from turbocode.errors import DataError, OptionError
-from turbocode.transforms import TRANSFORM_NAMES, TRANSFORMS, SideStatistics, parse_transform
+from turbocode.transforms import TOKEN_TRANSFORMS, TRANSFORM_NAMES, TRANSFORMS, SideStatistics, parse_transform
 from turbocode.transforms.walsh import walsh_matrix
 
 J, D, N = 2, 64, 1500
+AFFINE = [name for name in TRANSFORM_NAMES if name != "gain" and name not in TOKEN_TRANSFORMS]
 
 
 def statistics_of(x: Any, queries: Any = None) -> SideStatistics:
@@ -174,7 +175,7 @@ def test_wrong_options_are_refused(text: str) -> None:
         parse_transform(text)
 
 
-@pytest.mark.parametrize("name", [name for name in TRANSFORM_NAMES if name != "gain"])
+@pytest.mark.parametrize("name", AFFINE)
 def test_arrays_that_do_not_fit_are_refused(name: str, keys: Any) -> None:
     found = statistics_of(*keys)
     arrays = TRANSFORMS[name]().fit(found).arrays
@@ -192,6 +193,6 @@ def test_a_channel_that_is_always_zero_does_no_harm(keys: Any) -> None:
     x, q = keys[0].copy(), keys[1]
     x[:, :, 7] = 0
     found = replace(statistics_of(x, q), side="keys")
-    for name in (name for name in TRANSFORM_NAMES if name != "gain"):
+    for name in AFFINE:
         change = TRANSFORMS[name].head_map(TRANSFORMS[name]().fit(found).arrays, J, D)
         assert np.abs(change.restore(change.code(x[0], 0), 0) - x[0]).max() < 1e-3 * np.abs(x).max(), name

@@ -12,8 +12,8 @@ import pytest
 
 from turbocode.codecs import TransformedCodec, coder_from_description
 from turbocode.conversion import dequantize_file, plan_quantize, quantize_dump
-from turbocode.dumps import open_dump, open_quantized, read_calibration
-from turbocode.errors import DataError, NoInputError, OptionError
+from turbocode.dumps import create_calibration, open_dump, open_quantized, read_calibration
+from turbocode.errors import DataError, NoInputError, OptionError, TurbocodeError
 from turbocode.evaluation.attention_compare import EncodedNow, StoredBlocks, compare_attention
 from turbocode.evaluation.verification import verify_file
 from turbocode.policies import read_recipe
@@ -148,3 +148,38 @@ def test_a_description_that_disagrees_with_its_arrays(folder: Path, tiny_pride: 
         broken = {**description, key: None}
         with pytest.raises(DataError):
             coder_from_description(broken, arrays)
+
+
+def test_verify_knows_calibrations(folder: Path, tiny_pride: Path) -> None:
+    result = verify_file(folder / "means.h5")
+    assert result["ok"] and result["kind"] == "calibration" and result["checks"]["sha256_compared"] == 8
+    with pytest.raises(OptionError, match="verified by itself"):
+        verify_file(folder / "means.h5", against=tiny_pride)
+    with (
+        open_dump(tiny_pride) as dump,
+        create_calibration(folder / "odd.h5", dump.metadata, provenance={}, dump_sha256="0" * 64) as writer,
+    ):
+        writer.write("000", "keys", "mean", {}, {"mean": np.zeros((2, 5), np.float16)})
+    with pytest.raises(DataError, match=r"has shape \(2, 5\)") as caught:
+        verify_file(folder / "odd.h5")
+    assert caught.value.object == "/layers/000/keys/mean"
+
+
+def test_a_flipped_bit_is_noticed_or_changes_nothing(folder: Path, rng: np.random.Generator) -> None:
+    whole = (folder / "means.h5").read_bytes()
+    sound, noticed = read_calibration(folder / "means.h5"), 0
+    for position in rng.integers(0, len(whole), 80).tolist():
+        broken = bytearray(whole)
+        broken[position] ^= 1 << int(rng.integers(8))
+        (folder / "broken.h5").write_bytes(broken)
+        try:
+            found = read_calibration(folder / "broken.h5", isolate=True)
+        except TurbocodeError as error:
+            assert str(error).count("\n") == 0
+            noticed += 1
+            continue
+        assert found.metadata == sound.metadata and found.entries.keys() == sound.entries.keys()
+        for key, entry in found.entries.items():
+            for name, array in entry.arrays.items():
+                np.testing.assert_array_equal(array, sound.entries[key].arrays[name])
+    assert noticed > 10

@@ -3,7 +3,14 @@
 from turbocode.codecs.attention import decode_attention, merge_attention
 from turbocode.codecs.catalog import make_codec
 from turbocode.codecs.codec import Codec, codec_from_description
-from turbocode.codecs.coder import Coder, coder_from_description, decode_heads, encode_heads, plain_codec
+from turbocode.codecs.coder import (
+    Coder,
+    coder_from_description,
+    decode_heads,
+    encode_heads,
+    has_packed_attention,
+    plain_codec,
+)
 from turbocode.codecs.multirate_codec import MultirateCodec, multirate_codec, multirate_from_calibration
 from turbocode.codecs.report import EncodeReport
 from turbocode.codecs.spec import CODEC_NAMES, STANDARD_CODECS, CodecSpec, codec_summary, parse_codec
@@ -24,6 +31,7 @@ __all__ = [
     "decode_attention",
     "decode_heads",
     "encode_heads",
+    "has_packed_attention",
     "make_codec",
     "merge_attention",
     "multirate_codec",

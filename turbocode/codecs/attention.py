@@ -12,6 +12,7 @@ from turbocode.codecs.coder import Coder, plain_codec
 from turbocode.codecs.multirate_codec import MultirateCodec
 from turbocode.errors import OptionError
 from turbocode.kernels.attention import PackedSide
+from turbocode.kernels.attention.skipping import EVERYTHING, Skipping
 
 
 def packed_side(coder: Coder, blocks: NDArray[np.uint8]) -> PackedSide:
@@ -41,6 +42,7 @@ def decode_attention(
     softcap: float = 0.0,
     n_splits: int | None = None,
     first_token: int | None = None,
+    skipping: Skipping = EVERYTHING,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """(output, lse) of `queries` over a packed cache: float32 of the shape of queries, and that without head_dim.
 
@@ -52,6 +54,7 @@ def decode_attention(
     first_token : position of the first block, where the blocks are one piece of a longer cache; pieces are merged with
         `merge_attention`. None: the blocks are the whole cache, and last_token has to lie in it
     scale : factor on <q, k>; softcap : logits become softcap * tanh(logits / softcap), 0 for none
+    skipping : what may be left out because it hardly counts, see kernels/attention/skipping.py
     Raises OptionError for shapes that disagree.
     """
     from turbocode.kernels.attention import cpu
@@ -91,6 +94,7 @@ def decode_attention(
         softcap=softcap,
         offsets=offsets if softcap else None,
         n_splits=n_splits,
+        skipping=skipping.check(),
     )
     output = without_unseen(by_head(value_codec, value_codec.unrotate, output, n_kv_heads), lse)
     return output, lse if softcap else with_offsets(lse, offsets, scale)

@@ -79,8 +79,15 @@ def coder_from_description(
 
 def plain_codec(coder: Coder) -> Codec | None:
     """The codec whose blocks these are, None for a coder with blocks of its own kind."""
+    if isinstance(coder, TransformedCodec) and coder.kept_bytes:
+        return None
     inner = coder.codec if isinstance(coder, TransformedCodec) else coder
     return inner if isinstance(inner, Codec) else None
+
+
+def has_packed_attention(coder: Coder) -> bool:
+    """Whether attention reads its blocks as they are: not where a transform keeps bytes of every token."""
+    return not (isinstance(coder, TransformedCodec) and coder.kept_bytes)
 
 
 def encode_heads(coder: Coder, values: NDArray[Any]) -> NDArray[np.uint8]:

@@ -7,22 +7,35 @@ from typing import Any
 import numpy as np
 
 from turbocode.codecs.codec import Codec
+from turbocode.codecs.multirate_codec import MultirateCodec
 from turbocode.errors import OptionError
+from turbocode.kernels.attention.skipping import EVERYTHING, Skipping
 
 
 class GpuAttention:
     """Attends over the blocks of two codecs; arrays are those of torch, CuPy or numba-cuda, as for `GpuCodec`.
 
-    key_codec, value_codec : what the blocks are, any two of one head_dim
+    key_codec, value_codec : what the blocks are, any two of one head_dim. The basis of a multirate codec is left to the
+        caller: queries come as its `rotate` gives them, outputs go to its `unrotate`, lse lacks its `logit_offset`
     is_plain : use the readable kernel, without tensor cores, which also serves the few group sizes that the fast one
         does not know (40, for head_dim 40 or 120): slower, and nearly float32 in its sums
+    skipping : what may be left out because it hardly counts, see kernels/attention/skipping.py. The fast kernel
+        compares weights times the norm of their value, and saves work where that holds for 32 tokens and all queries
     """
 
-    def __init__(self, key_codec: Codec, value_codec: Codec, *, is_plain: bool = False) -> None:
+    def __init__(
+        self,
+        key_codec: Codec | MultirateCodec,
+        value_codec: Codec | MultirateCodec,
+        *,
+        is_plain: bool = False,
+        skipping: Skipping = EVERYTHING,
+    ) -> None:
         from turbocode.kernels.attention.attend_variant import is_direct
         from turbocode.kernels.attention.cuda import DecodeAttention
         from turbocode.kernels.attention.gpu_arrays import Side
         from turbocode.kernels.attention.plain_cuda import PlainAttention
+        from turbocode.kernels.fwht import rotation_for
 
         if key_codec.head_dim != value_codec.head_dim:
             raise OptionError(
@@ -30,14 +43,20 @@ class GpuAttention:
                 "one is needed"
             )
         self.key_codec, self.value_codec = key_codec, value_codec
-        sides = []
+        sides, is_known = [], True
         for codec in (key_codec, value_codec):
+            if isinstance(codec, MultirateCodec):
+                form: Any = codec.block_format
+                sides.append(Side(form, rotation_for(codec.head_dim, "none"), codec.gpu_table()))
+                is_known = False
+                continue
             tables = [codec.tables(head)[0] for head in range(max(1, len(codec.codebooks)))]
             sides.append(Side(codec.block_format, codec.rotation, np.stack(tables)))
-        is_known = all(is_direct(codec.block_format) for codec in (key_codec, value_codec))
+            is_known = is_known and is_direct(codec.block_format)
         self.is_plain = is_plain or not is_known
         kind = PlainAttention if self.is_plain else DecodeAttention
         self._attend = kind(sides[0], sides[1], key_codec.head_dim)
+        self._attend.skipping = skipping.check()
 
     def __call__(
         self,

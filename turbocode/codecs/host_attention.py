@@ -11,6 +11,7 @@ from turbocode.codecs.attention import by_head, with_offsets, without_unseen
 from turbocode.codecs.codec import Codec
 from turbocode.codecs.coder import Coder, plain_codec
 from turbocode.codecs.gpu_attention import GpuAttention
+from turbocode.codecs.multirate_codec import MultirateCodec
 from turbocode.codecs.transformed import TransformedCodec
 from turbocode.errors import OptionError
 
@@ -21,14 +22,14 @@ class HostAttention:
     """What `decode_attention` computes, with the same arguments, by the kernels of one GPU.
 
     The fast kernels multiply in float16: outputs are within 1e-3 of float64 attention over the decoded values (relative
-    L2), where the CPU's are within 1e-5.
+    L2), where the CPU's are within 1e-5. Multirate blocks are read by the plain kernel, in float32.
     """
 
     def __init__(self, device: int) -> None:
         from turbocode.kernels._graph import Gpu
 
         self._gpu = Gpu(device)
-        self._attentions: dict[tuple[int, int], tuple[GpuAttention, Codec, Codec]] = {}
+        self._attentions: dict[tuple[int, int], tuple[GpuAttention, Any, Any]] = {}
 
     def __call__(
         self,
@@ -54,6 +55,8 @@ class HostAttention:
             )
         if isinstance(key_codec, TransformedCodec):
             queries = by_head(key_codec, key_codec.to_queries, queries, n_kv_heads)
+        elif isinstance(key_codec, MultirateCodec):
+            queries = by_head(key_codec, key_codec.rotate, queries, n_kv_heads)
         given = queries, key_blocks, value_blocks, np.asarray(last_token, np.int32)
         arrays = [self._on_gpu(array) for array in given]
         out, lse = (self._gpu.empty(shape, "float32") for shape in (queries.shape, queries.shape[:-1]))
@@ -74,6 +77,8 @@ class HostAttention:
         output, sums = found
         if isinstance(value_codec, TransformedCodec):
             output = without_unseen(by_head(value_codec, value_codec.to_outputs, output, n_kv_heads), sums)
+        elif isinstance(value_codec, MultirateCodec):
+            output = without_unseen(by_head(value_codec, value_codec.unrotate, output, n_kv_heads), sums)
         return output, with_offsets(sums, offsets, scale)
 
     def _on_gpu(self, host: NDArray[Any]) -> Any:
@@ -82,7 +87,7 @@ class HostAttention:
         self._gpu.wait()
         return array
 
-    def _attention(self, key_codec: Codec, value_codec: Codec) -> GpuAttention:
+    def _attention(self, key_codec: Codec | MultirateCodec, value_codec: Codec | MultirateCodec) -> GpuAttention:
         key = id(key_codec), id(value_codec)
         if key not in self._attentions:
             if len(self._attentions) >= MAX_KEPT:
@@ -92,8 +97,8 @@ class HostAttention:
         return self._attentions[key][0]
 
 
-def _plain(coder: Coder) -> Codec:
-    codec = plain_codec(coder)
+def _plain(coder: Coder) -> Codec | MultirateCodec:
+    codec = coder if isinstance(coder, MultirateCodec) else plain_codec(coder)
     if codec is None:
         raise OptionError(f"the GPU does not attend to blocks of {coder.name}", hint="--device cpu")
     return codec

@@ -21,6 +21,7 @@ from turbocode.formats.array_digest import array_sha256
 from turbocode.formats.multirate_format import MAX_RATE, MULTIRATE_STATES_LOG2, RUN_CHANNELS, MultirateFormat
 from turbocode.kernels.multirate import LAWS, GainScale, MultirateSide
 from turbocode.kernels.multirate.basis import basis_matrix, inverse_matrix, quantize_basis
+from turbocode.kernels.multirate.gpu_table import gpu_table
 from turbocode.transforms import CONSTANT_TOKENS
 
 MULTIRATE = "multirate"
@@ -188,6 +189,10 @@ class MultirateCodec:
         """float32 (n_heads, 9 * 1024 + 256): the tables and the gains, as attention over packed blocks takes them."""
         one = np.concatenate((self.tables.ravel(), self.gains.gains))
         return np.tile(one, (self.n_heads, 1))
+
+    def gpu_table(self) -> NDArray[np.float32]:
+        """float32 (1, words): what GPU kernels read the blocks with, the same for all heads."""
+        return gpu_table(self.block_format, self.tables, self.gains.gains)[None]
 
     def _calibrated(self) -> dict[str, NDArray[Any]]:
         arrays = {name: getattr(self, name) for name in _DTYPES if name != "rates"}

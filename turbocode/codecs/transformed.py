@@ -50,7 +50,12 @@ class TransformedCodec:
 
     @property
     def bytes_per_vector(self) -> int:
-        return self.codec.bytes_per_vector
+        return self.kept_bytes + self.codec.bytes_per_vector
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes that the last transform keeps of every token, which stand before its block; 0 for most."""
+        return self.chain.token_map.n_bytes if self.chain.token_map else 0
 
     @property
     def constant_bits(self) -> float:
@@ -59,7 +64,7 @@ class TransformedCodec:
     @property
     def bits_per_value(self) -> float:
         """Stored bits per value: the blocks, and the transforms' arrays shared by 32,768 tokens."""
-        return self.codec.bits_per_value + self.constant_bits
+        return 8 * self.bytes_per_vector / self.head_dim + self.constant_bits
 
     def for_head(self, head: int) -> TransformedCodec:
         return TransformedCodec(self.codec.for_head(head), self.chain, head)
@@ -73,15 +78,36 @@ class TransformedCodec:
             )
         with np.errstate(over="ignore", invalid="ignore"):
             coded = self.chain.head_map.code(values, self._head(head))
+        if self.chain.token_map is not None:
+            finite = np.isfinite(coded).all()  # else the codec says where
+            split = self.chain.token_map.split if finite else lambda x, _: (x, np.zeros((len(x), 0), np.uint8))
+            coded, kept = split(coded.reshape(-1, self.head_dim).astype(np.float64), self._head(head))
+            coded = coded.reshape(values.shape).astype(np.float32)
         blocks, cost = self.codec.encode(coded, head)
+        if self.chain.token_map is not None:
+            blocks = np.concatenate([kept.reshape(*values.shape[:-1], -1), blocks], axis=-1)
         report, _ = EncodeReport.of_vectors(values, self.decode(blocks, head))
         report.saturated_vectors = cost.saturated_vectors
         return blocks, report
 
     def decode(self, blocks: NDArray[np.uint8], head: int = 0, *, unrotate: bool = True) -> NDArray[np.float32]:
         """Vectors float32 (..., head_dim); unrotate=False leaves them as attention reads them."""
+        if self.chain.token_map is not None:
+            return self._decode_with_kept(np.asarray(blocks), head, unrotate)
         coded = self.codec.decode(blocks, head, unrotate=unrotate)
         return self.chain.head_map.restore(coded, self._head(head)) if unrotate else coded
+
+    def _decode_with_kept(self, blocks: NDArray[np.uint8], head: int, unrotate: bool) -> NDArray[np.float32]:
+        assert self.chain.token_map is not None
+        if not unrotate or blocks.dtype != np.uint8 or blocks.shape[-1:] != (self.bytes_per_vector,):
+            raise OptionError(
+                f"{self.name} decodes uint8 arrays of {self.bytes_per_vector} bytes a vector, to the model's basis; "
+                f"given is {blocks.dtype} of shape {blocks.shape}"
+            )
+        kept = blocks[..., : self.kept_bytes].reshape(-1, self.kept_bytes)
+        coded = self.codec.decode(blocks[..., self.kept_bytes :], head)
+        joined = self.chain.token_map.join(coded.reshape(-1, self.head_dim), kept, self._head(head))
+        return self.chain.head_map.restore(joined.reshape(coded.shape), self._head(head))
 
     def rotate(self, vectors: NDArray[Any], head: int = 0) -> NDArray[np.float32]:
         """Queries in the basis of the key blocks of a KV head; their logits lack `logit_offset`."""

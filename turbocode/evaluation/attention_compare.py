@@ -9,8 +9,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from turbocode.codecs import Coder, EncodeReport, coder_from_description
+from turbocode.codecs import Coder, EncodeReport, coder_from_description, has_packed_attention
 from turbocode.codecs.attention import decode_attention, merge_attention
+from turbocode.codecs.value_gain import ValueGain
 from turbocode.conversion.quantize import QuantizePlan
 from turbocode.conversion.slabs import slabs
 from turbocode.dumps import Dump, DumpLayer, QuantizedFile
@@ -77,14 +78,30 @@ class _Figures:
     same_top: list[NDArray[np.float64]] = field(default_factory=list)
     squares: dict[str, float] = field(default_factory=dict)
     head_kl: dict[int, list[float]] = field(default_factory=dict)
+    products: dict[int, NDArray[np.float64]] = field(default_factory=dict)
 
     def add_square(self, name: str, difference: NDArray[Any]) -> None:
         self.squares[name] = self.squares.get(name, 0.0) + float((difference * difference).sum())
+
+    def add_products(self, head: int, exact: NDArray[Any], coded: NDArray[Any]) -> None:
+        """Of the outputs of a query head: <exact, coded> and |coded|^2, of which the best gain follows."""
+        sums = np.array([(exact * coded).sum(), np.square(coded, dtype=np.float64).sum()])
+        self.products[head] = self.products.get(head, 0.0) + sums
+
+    def best_gain(self) -> tuple[float, float]:
+        """(the gain of all heads with the least output error, that error)."""
+        product, square = sum(self.products.values(), np.zeros(2))
+        of = self.squares["output"]
+        if not (square and of):
+            return 1.0, 0.0
+        return float(product / square), float(np.sqrt(max(0.0, 1 - product * product / square / of)))
 
     def merge(self, other: _Figures) -> None:
         self.kl += other.kl
         self.logit_variance += other.logit_variance
         self.same_top += other.same_top
+        for head, sums in other.products.items():
+            self.products[head] = self.products.get(head, 0.0) + sums
         for name, value in other.squares.items():
             self.squares[name] = self.squares.get(name, 0.0) + value
 
@@ -93,6 +110,7 @@ class _Figures:
 
     def to_json(self) -> dict[str, Any]:
         kl = np.concatenate(self.kl)
+        best, error = self.best_gain()
         return {
             "n_rows": int(kl.size),
             "logit_error": float(np.sqrt(np.concatenate(self.logit_variance).mean())),
@@ -104,7 +122,9 @@ class _Figures:
             "output_error": self._relative("packed", "output"),
             "output_error_k": self._relative("k", "output"),
             "output_error_v": self._relative("v", "output"),
-            "kernel_error": self._relative("kernel", "output_kv"),
+            "kernel_error": self._relative("kernel", "output_kv") if "kernel" in self.squares else None,
+            "best_v_gain": best,
+            "best_v_gain_error": error,
         }
 
 
@@ -115,16 +135,20 @@ def compare_attention(
     max_memory: int,
     attend: Attend = decode_attention,
     advance: Callable[[int], None] | None = None,
+    gain: ValueGain = ValueGain(),  # noqa: B008 - frozen
 ) -> dict[str, Any]:
     """How attention over the blocks of `source` differs from the exact attention of `dump`; a JSON object.
 
     attend : computes the packed attention, on the CPU by default (codecs/host_attention.py: on a GPU)
     advance : called with the number of tokens just compared (per KV head)
+    gain : factor on all outputs of coded values
     Figures, per layer and in total: logit_error (RMS of the logit error around its row mean), kl_mean / kl_median /
     kl_p999 / kl_max of KL(exact || coded) in nats, same_top (share of rows whose strongest token stays),
     output_error (relative L2 of the packed kernel's output), output_error_k and output_error_v (only K, only V coded),
-    kernel_error (packed kernel against float64 attention over the decoded values), worst_head by mean KL, nmse_k and
-    nmse_v (over the tokens that some query row sees).
+    kernel_error (packed kernel against float64 attention over the decoded values; None where no kernel reads the
+    blocks, whose decoded values then make the output), worst_head by mean KL, nmse_k and
+    nmse_v (over the tokens that some query row sees). best_v_gain is the one factor on the packed outputs, before
+    `gain`, that makes their error the least, best_v_gain_error that error; best_v_gain_by_head of each query head.
     Raises DataError if the dump has no queries.
     """
     if not any(layer.n_rows for layer in dump.layers):
@@ -133,7 +157,7 @@ def compare_attention(
     for layer in dump.layers:
         if not layer.n_rows:
             continue
-        figures, costs = _compare_layer(dump, layer, source, max_memory, attend, advance)
+        figures, costs = _compare_layer(dump, layer, source, max_memory, attend, advance, gain)
         total.merge(figures)
         head_means = {head: float(np.mean(values)) for head, values in figures.head_kl.items()}
         worst = max(head_means, key=lambda head: head_means[head])
@@ -147,6 +171,10 @@ def compare_attention(
                 "nmse_k": costs["keys"].nmse,
                 "nmse_v": costs["values"].nmse,
                 **figures.to_json(),
+                "best_v_gain_by_head": [
+                    float(product / square) if square else 1.0
+                    for _, (product, square) in sorted(figures.products.items())
+                ],
                 "worst_head": {"head": worst, "kl_mean": head_means[worst]},
             }
         )
@@ -161,6 +189,7 @@ def _compare_layer(
     max_memory: int,
     attend: Attend,
     advance: Callable[[int], None] | None,
+    gain: ValueGain,
 ) -> tuple[_Figures, dict[str, EncodeReport]]:
     metadata = dump.metadata
     q_per_kv = metadata.n_query_heads // metadata.n_kv_heads
@@ -180,6 +209,7 @@ def _compare_layer(
                 window=layer.window,
                 softcap=layer.softcap,
             )
+            is_packed = all(has_packed_attention(codec) for codec in codecs.values())
             packed = _PackedHead(queries, positions[seq], metadata.attention_scale, layer, attend)
             for start, stop in slabs(int(positions[seq].max()) + 1, tile):
                 exact, decoded, blocks = {}, {}, {}
@@ -189,23 +219,31 @@ def _compare_layer(
                     decoded[side] = codecs[side].decode(blocks[side])
                     costs[side].add(EncodeReport.of_vectors(exact[side], decoded[side])[0])
                 comparison.add(start, exact["keys"], exact["values"], decoded["keys"], decoded["values"])
-                packed.add(start, codecs, blocks)
+                if is_packed:
+                    packed.add(start, codecs, blocks)
                 if advance:
                     advance(stop - start)
             result = comparison.result()
-            output = packed.output().reshape(-1, metadata.head_dim)
+            plain = packed.output().reshape(-1, metadata.head_dim) if is_packed else result["output_kv"]
+            seen = positions[seq] + 1
+            seen = np.minimum(seen, layer.window) if layer.window else seen
+            factor = gain.of(seen, metadata.n_query_heads)[heads.start : heads.stop].reshape(-1, 1)
+            output = factor * plain
+            result["output_kv"], result["output_v"] = factor * result["output_kv"], factor * result["output_v"]
             figures.kl.append(result["kl"])
             figures.logit_variance.append(result["logit_variance"])
             figures.same_top.append(result["same_top"])
             figures.add_square("output", result["output"])
             figures.add_square("output_kv", result["output_kv"])
             figures.add_square("packed", output - result["output"])
-            figures.add_square("kernel", output - result["output_kv"])
+            if is_packed:
+                figures.add_square("kernel", output - result["output_kv"])
             figures.add_square("k", result["output_k"] - result["output"])
             figures.add_square("v", result["output_v"] - result["output"])
             for index, h in enumerate(heads):
                 rows = slice(index * layer.n_rows, (index + 1) * layer.n_rows)
                 figures.head_kl.setdefault(h, []).append(float(result["kl"][rows].mean()))
+                figures.add_products(h, result["output"][rows], plain[rows])
     return figures, costs
 
 

@@ -16,6 +16,7 @@ from turbocode.codecs import make_codec
 from turbocode.errors import OptionError
 from turbocode.evaluation.attention_shapes import AttentionShape
 from turbocode.evaluation.machine import usable_cores
+from turbocode.kernels.attention.skipping import EVERYTHING, Skipping
 
 MAX_PROCESSES = 16  # each takes some hundred MiB of the GPU's memory
 WARM_TOKENS = 64
@@ -31,10 +32,14 @@ class Job(NamedTuple):
     k: str
     v: str
     shape: AttentionShape
+    skipping: Skipping = EVERYTHING
 
 
 def jobs_for(
-    shapes: Iterable[AttentionShape], pairs: Sequence[tuple[str, str]], plain: Sequence[str] | None
+    shapes: Iterable[AttentionShape],
+    pairs: Sequence[tuple[str, str]],
+    plain: Sequence[str] | None,
+    skipping: Skipping = EVERYTHING,
 ) -> list[Job]:
     """Calls of the kernels that `benchmark_attention_on_gpu` uses, slow ones first; codecs that do not fit left out."""
     found = []
@@ -46,7 +51,7 @@ def jobs_for(
         for k, v in pairs:
             if not all(_fits(name, shape.head_dim) for name in (k, v)):
                 continue
-            found.append(Job(ATTEND, k, v, small))
+            found += [Job(ATTEND, k, v, small), Job(ATTEND, k, v, small, skipping)]
             if plain is None or k in plain:
                 found.append(Job(PLAIN, k, v, small))
             for name in (k, v):
@@ -109,6 +114,6 @@ def run_job(job: Job, device: int) -> None:
         queries = zeros((shape.batch, shape.q_heads, 1, shape.head_dim), "float16")
         last = zeros((shape.batch, 1), "int32")
         out, lse = gpu.empty(queries.shape, "float16"), gpu.empty(queries.shape[:-1], "float32")
-        attention = GpuAttention(*codecs, is_plain=job.kind == PLAIN)
+        attention = GpuAttention(*codecs, is_plain=job.kind == PLAIN, skipping=job.skipping)
         attention(queries, blocks[0], blocks[1], last, scale=1.0, out=out, lse=lse, stream=gpu.stream)
     gpu.wait()

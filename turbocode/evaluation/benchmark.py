@@ -16,6 +16,7 @@ from turbocode.errors import OptionError
 from turbocode.evaluation.attention_shapes import AttentionShape
 from turbocode.evaluation.machine import cpu_model, usable_cores
 from turbocode.kernels.attention import reference
+from turbocode.kernels.attention.skipping import EVERYTHING, Skipping
 
 Float32 = NDArray[np.float32]
 
@@ -50,12 +51,15 @@ def benchmark_attention(
     seed: int = 0,
     max_memory: int,
     advance: Callable[[int], None] | None = None,
+    skipping: Skipping = EVERYTHING,
+    logit_scale: float = 1.0,
 ) -> dict[str, Any]:
     """Times of encoding, decoding and attention for each (K codec, V codec), beside NumPy on the unpacked cache.
 
     Inputs are Gaussian float16 from `seed`. Per pair: encode and decode rates in vectors per second (keys), seconds of
     the packed attention and of the baseline, their ratio, GB/s of packed bytes read, and the relative L2 error against
-    float64 attention over the decoded values (first KV head of the first sequence).
+    float64 attention over the decoded values (first KV head of the first sequence). With `skipping` also whole_s and
+    whole_error, of leaving out nothing; logit_scale is a factor on all logits, whose standard deviation is else 1.
     """
     if shape.working_bytes > max_memory:
         raise OptionError(
@@ -67,11 +71,13 @@ def benchmark_attention(
     cache_shape = (shape.batch, shape.kv_heads, shape.tokens, shape.head_dim)
     keys, values = (rng.standard_normal(cache_shape, dtype=np.float32).astype(np.float16) for _ in range(2))
     queries = rng.standard_normal((shape.batch, shape.q_heads, 1, shape.head_dim), dtype=np.float32)
-    scale = shape.head_dim**-0.5
+    scale = logit_scale * shape.head_dim**-0.5
     keys32, values32 = keys.astype(np.float32), values.astype(np.float32)
     rows = []
     for codec_k, codec_v in codecs:
-        rows.append(_benchmark_pair(codec_k, codec_v, keys, values, keys32, values32, queries, scale, repeats))
+        rows.append(
+            _benchmark_pair(codec_k, codec_v, keys, values, keys32, values32, queries, scale, repeats, skipping)
+        )
         if advance:
             advance(1)
     return {
@@ -79,6 +85,8 @@ def benchmark_attention(
         "shape": asdict(shape),
         "repeats": repeats,
         "seed": seed,
+        **skipping._asdict(),
+        "logit_scale": logit_scale,
         "codecs": rows,
     }
 
@@ -93,12 +101,17 @@ def _benchmark_pair(
     queries: Float32,
     scale: float,
     repeats: int,
+    skipping: Skipping,
 ) -> dict[str, Any]:
     key_blocks, value_blocks = codec_k.encode(keys)[0], codec_v.encode(values)[0]
     last = np.full((len(queries), 1), keys.shape[2] - 1)
 
-    def attend() -> Float32:
-        return decode_attention(queries, codec_k, key_blocks, codec_v, value_blocks, last, scale=scale)[0]
+    def attend(left_out: Skipping = skipping) -> Float32:
+        sides = codec_k, key_blocks, codec_v, value_blocks
+        return decode_attention(queries, *sides, last, scale=scale, skipping=left_out)[0]
+
+    def error_of(output: Float32) -> float:
+        return float(np.linalg.norm(output[:1, :heads] - exact) / np.linalg.norm(exact))
 
     n_vectors = keys.size // keys.shape[-1]
     packed = timed(attend, repeats)
@@ -111,7 +124,7 @@ def _benchmark_pair(
         last[:1],
         scale=scale,
     )
-    error = np.linalg.norm(attend()[:1, :heads] - exact) / np.linalg.norm(exact)
+    whole = timed(lambda: attend(EVERYTHING), repeats) if skipping.is_on else None
     return {
         "k": codec_k.name,
         "v": codec_v.name,
@@ -122,5 +135,7 @@ def _benchmark_pair(
         "numpy_float32_s": baseline,
         "ratio": baseline / packed,
         "packed_gb_per_s": (key_blocks.nbytes + value_blocks.nbytes) / packed / 1e9,
-        "relative_error": float(error),
+        "relative_error": error_of(attend()),
+        "whole_s": whole,
+        "whole_error": error_of(attend(EVERYTHING)) if skipping.is_on else None,
     }

@@ -28,6 +28,7 @@ from turbocode.evaluation.gpu_attention_rivals import (
 )
 from turbocode.evaluation.gpu_memory import GpuMemory
 from turbocode.evaluation.kernel_benchmark import host_seconds
+from turbocode.kernels.attention.skipping import EVERYTHING, Skipping
 
 SLOW_REPEATS = 3  # of what takes long and is not what is measured
 COPY_BYTES = 1 << 30
@@ -48,6 +49,8 @@ def benchmark_attention_on_gpu(
     advance: Callable[[int], None] | None = None,
     keep: Callable[[dict[str, Any]], None] | None = None,
     copy_bytes: int = COPY_BYTES,
+    skipping: Skipping = EVERYTHING,
+    logit_scale: float = 1.0,
 ) -> dict[str, Any]:
     """A JSON object: device, copy_gb_per_s, repeats, seed, error_bound, and shapes, each with float16, rivals, codecs.
 
@@ -57,6 +60,8 @@ def benchmark_attention_on_gpu(
     (L2, against float64 attention over the decoded values of some heads), is_within_bound, host_seconds (of a call
     without a graph), plain_seconds and plain_error, and of decoding everything first, decode_seconds and
     decoded_attention_seconds.
+    skipping : what our kernels may leave out; then there are whole_seconds and whole_error, of leaving out nothing. It
+    tells where attention is peaked: logit_scale is a factor on all logits, whose standard deviation is else 1.
     advance : called with 1 after each pair of each shape; keep : called with the result so far after each shape
     """
     from turbocode.kernels._graph import Gpu
@@ -77,10 +82,14 @@ def benchmark_attention_on_gpu(
         "seed": seed,
         "l2": f"cold: copies of a cache in turn, together {COLD_CACHES} times the L2 cache",
         "error_bound": ERROR_BOUND,
+        **skipping._asdict(),
+        "logit_scale": logit_scale,
         "shapes": [],
     }
     for name, shape in shapes.items():
-        result["shapes"].append(_Run(memory, name, shape, repeats, copy).figures(pairs, plain, advance))
+        result["shapes"].append(
+            _Run(memory, name, shape, repeats, copy, skipping, logit_scale).figures(pairs, plain, advance)
+        )
         memory.release()
         if keep:
             keep(result)
@@ -97,9 +106,19 @@ def _copy_bandwidth(memory: GpuMemory, repeats: int, n_bytes: int) -> float:
 class _Run:
     """One shape: its inputs, and what each attention over them takes."""
 
-    def __init__(self, memory: GpuMemory, name: str, shape: AttentionShape, repeats: int, copy: float) -> None:
+    def __init__(
+        self,
+        memory: GpuMemory,
+        name: str,
+        shape: AttentionShape,
+        repeats: int,
+        copy: float,
+        skipping: Skipping,
+        logit_scale: float,
+    ) -> None:
         self.memory, self.gpu, self.name, self.shape = memory, memory.gpu, name, shape
-        self.timer, self.copy, self.scale = ColdTimer(memory, repeats), copy, shape.head_dim**-0.5
+        self.timer, self.copy, self.skipping = ColdTimer(memory, repeats), copy, skipping
+        self.scale = logit_scale * shape.head_dim**-0.5
 
     def figures(
         self, pairs: Sequence[Pair], plain: Sequence[str] | None, advance: Callable[[int], None] | None
@@ -245,7 +264,7 @@ class _Run:
 
             return work
 
-        work = attend(GpuAttention(key_codec, value_codec))
+        work = attend(GpuAttention(key_codec, value_codec, skipping=self.skipping))
         seconds = self.timer.seconds(work, n_copies)
         error = self.exact.error(self.out, expected)
         host = host_seconds(lambda: work(0), gpu.wait, HOST_CALLS)
@@ -264,7 +283,12 @@ class _Run:
             "host_seconds": host,
             "plain_seconds": None,
             "plain_error": None,
+            "whole_seconds": None,
+            "whole_error": None,
         }
+        if self.skipping.is_on:
+            figures["whole_seconds"] = self.timer.seconds(attend(GpuAttention(key_codec, value_codec)), n_copies)
+            figures["whole_error"] = self.exact.error(self.out, expected)
         if has_plain:
             plain = attend(GpuAttention(key_codec, value_codec, is_plain=True))
             figures["plain_seconds"] = self.timer.seconds(plain, 1, repeats=SLOW_REPEATS)

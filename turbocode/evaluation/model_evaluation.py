@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from turbocode.codecs import has_packed_attention
 from turbocode.errors import OptionError
 from turbocode.evaluation.divergence_statistics import by_position, summarise
 from turbocode.evaluation.machine import cpu_model, usable_cores
@@ -164,6 +165,8 @@ def _check(
         for number, shape in enumerate(model.layers):
             for side, dim in zip(SIDES, (shape.key_dim, shape.value_dim), strict=True):
                 codec = policy.codec_for(number, side, dim, shape.n_kv_heads)
+                if mode.packed and codec is not None and not has_packed_attention(codec):
+                    raise OptionError(f"{policy.name}: packed attention does not read blocks of {codec.name}")
                 if mode.packed and codec is None:
                     raise OptionError(f"{policy.name}: packed attention reads blocks, and exact {side} have none")
     if mode.packed and any(shape.has_sinks for shape in model.layers):

@@ -11,10 +11,20 @@ from typing import Any
 import numpy as np
 
 from turbocode.codecs import coder_from_description
-from turbocode.dumps import Dump, DumpLayer, QuantizedFile, QuantizedLayer, file_kind, open_dump, open_quantized
+from turbocode.dumps import (
+    Dump,
+    DumpLayer,
+    QuantizedFile,
+    QuantizedLayer,
+    file_kind,
+    open_dump,
+    open_quantized,
+    read_calibration,
+)
 from turbocode.dumps.isolation import rehearse
 from turbocode.errors import DataError, OptionError, QualityError, TurbocodeError
 from turbocode.formats.sides import SIDES
+from turbocode.transforms import TRANSFORMS, FittedChain, FittedTransform
 
 SLAB_BYTES = 1 << 22  # of float32 values decoded at a time
 NMSE_TOLERANCE = 1e-4  # relative; sums are taken in another order than when the file was written
@@ -42,8 +52,9 @@ def verify_file(
 ) -> dict[str, Any]:
     """A JSON object: `ok`, `checks` (what was done, how often) and `findings` (object and problem of each).
 
-    A dump is read whole: checksums and finite values. Of a quantized file every stored sha256 is computed again and
-    every block decoded; against : the dump it was made of, whose digest and NMSE have to be the stored ones.
+    A dump or a calibration is read whole: checksums and finite values. Of a quantized file every stored sha256 is
+    computed again and every block decoded; against : the dump it was made of, whose digest and NMSE have to be the
+    stored ones.
     advance : called with the number of bytes just looked at
     Errors : NoInputError, LockedError, OptionError; DataError where the file as a whole cannot be read.
     """
@@ -51,7 +62,11 @@ def verify_file(
     rehearse(os.fspath(path))
     kind = file_kind(path)
     findings = _Findings()
-    if kind == "dump":
+    if kind == "calibration":
+        if against is not None:
+            raise OptionError("a calibration is verified by itself; --against is for quantized files", file=path)
+        checks = _verify_calibration(path)
+    elif kind == "dump":
         if against is not None:
             raise OptionError("a dump is verified by itself; --against is for quantized files", file=path)
         with open_dump(path) as dump:
@@ -82,6 +97,21 @@ def verification_error(result: dict[str, Any]) -> TurbocodeError | None:
     kind = DataError if result["damaged"] else QualityError
     more = f" (and {count - 1} more)" if count > 1 else ""
     return kind(f"{first['problem']}{more}", file=result["file"], object=first["object"])
+
+
+def _verify_calibration(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read everything, which compares every checksum, and build every chain of transforms. Raises DataError."""
+    found = read_calibration(path)
+    about, n_arrays = found.metadata, 0
+    for (layer, side, name), entry in found.entries.items():
+        n_arrays += len(entry.arrays)
+        last = name.rpartition(".")[2]
+        if last in TRANSFORMS:
+            try:
+                FittedChain((FittedTransform(last, entry.about, entry.arrays),), about.n_kv_heads, about.head_dim)
+            except DataError as error:
+                raise DataError(error.message, file=found.path, object=f"/layers/{layer}/{side}/{name}") from None
+    return {"entries": len(found.entries), "sha256_compared": n_arrays}
 
 
 def _verify_dump(dump: Dump, findings: _Findings, advance: Advance) -> dict[str, Any]:

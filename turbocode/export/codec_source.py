@@ -68,7 +68,7 @@ def codec_of_file(
         raise OptionError(
             f"{codec.name} has constants of its own; a header holds codecs without",
             file=path,
-            hint=f"export the codec by name, such as turbocode export c-header {codec.name.rpartition('+')[2]}",
+            hint=f"export the codec by name, such as turbocode export header {codec.name.rpartition('+')[2]}",
         )
     if head is not None and not 0 <= head < n_heads:
         raise OptionError(f"head {head} is not in the file; KV heads are 0 to {n_heads - 1}", file=path)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from turbocode.formats import block_format
+from turbocode.formats import MultirateFormat, block_format
 from turbocode.kernels.attention import exact_tokens
 from turbocode.kernels.attention.attend_kernel import N_ARGS as N_ATTEND_ARGS
 from turbocode.kernels.attention.attend_kernel import attend_kernel
@@ -21,6 +21,8 @@ from turbocode.kernels.attention.eight_values import lookup_of_pairs
 from turbocode.kernels.attention.lookup import lookup_for
 from turbocode.kernels.attention.merge_kernel import N_ARGS as N_MERGE_ARGS
 from turbocode.kernels.attention.merge_kernel import merge_kernel
+from turbocode.kernels.attention.plain_kernel import N_ARGS as N_PLAIN_ARGS
+from turbocode.kernels.attention.plain_kernel import PlainVariant, plain_kernel
 from turbocode.kernels.attention.prefill_cuda import PrefillShape
 from turbocode.kernels.attention.prefill_kernel import N_ARGS as N_PREFILL_ARGS
 from turbocode.kernels.attention.prefill_kernel import prefill_kernel
@@ -327,6 +329,9 @@ def _attentions() -> Iterator[KernelEntry]:
             (r"HMMA\.16816\.F32", r"UBLKCP" if is_bulk else _ASYNCHRONOUS_COPY),
             architectures=(architecture,),
         )
+    mixed = MultirateFormat((1,) * 16)  # the rates are data
+    plain = PlainVariant(mixed, mixed, *(rotation_for(128, "none"),) * 2, 128, FLOAT16, False, False)
+    yield KernelEntry("attend multirate 128 fp16", lambda: plain_kernel(plain), N_PLAIN_ARGS, 96)
     yield KernelEntry("merge parts fp32 fp16", lambda: merge_kernel(FLOAT32, FLOAT16), N_MERGE_ARGS, 64)
 
 

@@ -17,6 +17,7 @@ from turbocode.transforms import (
     SideStatistics,
     Transform,
     chain_key,
+    check_chain,
     collect_statistics,
     fit_chain,
     parse_transform,
@@ -48,8 +49,7 @@ def parse_transforms(text: str) -> tuple[Transform, ...]:
     """
     chain = tuple(parse_transform(part) for part in text.split(CHAIN_SEPARATOR))
     names = [transform.name for transform in chain]
-    if len(set(names)) != len(names):
-        raise OptionError(f"transforms {text!r}: one is given twice")
+    check_chain(names)
     return chain
 
 

@@ -1,6 +1,6 @@
 """Transforms (floor 2): what is done to keys and values before they are coded, fitted on a dump."""
 
-from turbocode.transforms.catalog import TRANSFORM_NAMES, TRANSFORMS, check_chain, parse_transform
+from turbocode.transforms.catalog import TOKEN_TRANSFORMS, TRANSFORM_NAMES, TRANSFORMS, check_chain, parse_transform
 from turbocode.transforms.chain import CONSTANT_TOKENS, FittedChain, chain_key, fit_chain, load_chain
 from turbocode.transforms.fitted import FittedTransform, Transform
 from turbocode.transforms.head_map import HeadMap
@@ -8,6 +8,7 @@ from turbocode.transforms.statistics import SideStatistics, collect_statistics
 
 __all__ = [
     "CONSTANT_TOKENS",
+    "TOKEN_TRANSFORMS",
     "TRANSFORMS",
     "TRANSFORM_NAMES",
     "FittedChain",

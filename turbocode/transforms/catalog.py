@@ -14,7 +14,11 @@ from turbocode.transforms.gain import Gain
 from turbocode.transforms.innerq import InnerQ
 from turbocode.transforms.klt import KLT
 from turbocode.transforms.kvlinc import KVLinC
+from turbocode.transforms.lowrank import LowRank
 from turbocode.transforms.mean import Mean
+from turbocode.transforms.nsn import NSN
+from turbocode.transforms.pattern import Pattern
+from turbocode.transforms.per_token import TokenTransform
 from turbocode.transforms.reorder import Reorder
 from turbocode.transforms.squat import SQuat
 from turbocode.transforms.walsh import Walsh
@@ -32,9 +36,13 @@ _CLASSES: tuple[type[Transform], ...] = (
     Butterfly,
     KVLinC,
     Gain,
+    LowRank,
+    Pattern,
+    NSN,
 )
 TRANSFORMS: dict[str, type[Transform]] = {kind.name: kind for kind in _CLASSES}
 TRANSFORM_NAMES = tuple(TRANSFORMS)
+TOKEN_TRANSFORMS: dict[str, type[TokenTransform]] = {kind.name: kind for kind in (LowRank, Pattern, NSN)}
 MAX_CHAIN = 8
 
 
@@ -79,4 +87,9 @@ def check_chain(names: Sequence[str]) -> tuple[str, ...]:
         known_name(name)
     if len(set(names)) != len(names) or len(names) > MAX_CHAIN:
         raise OptionError(f"transforms {', '.join(names)}: each is allowed once, and {MAX_CHAIN} in all")
+    early = [name for name in names[:-1] if name in TOKEN_TRANSFORMS]
+    if early:
+        raise OptionError(
+            f"transforms {', '.join(names)}: {early[0]} keeps bytes of every token and has to be the last"
+        )
     return tuple(names)

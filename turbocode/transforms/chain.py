@@ -14,9 +14,10 @@ from typing import Any
 from numpy.typing import NDArray
 
 from turbocode.errors import DataError
-from turbocode.transforms.catalog import TRANSFORMS
+from turbocode.transforms.catalog import TOKEN_TRANSFORMS, TRANSFORMS
 from turbocode.transforms.fitted import FittedTransform, Transform
 from turbocode.transforms.head_map import HeadMap
+from turbocode.transforms.per_token import TokenMap
 from turbocode.transforms.statistics import SideStatistics
 
 CONSTANT_TOKENS = 32_768  # constants are counted as if this many tokens shared them
@@ -39,7 +40,8 @@ class FittedChain:
     head_dim: int
 
     def __post_init__(self) -> None:
-        assert self.head_map is not None  # computed now, so that a wrong array is found when the file is read
+        # Computed now, so that a wrong array is found when the file is read.
+        assert self.head_map is not None and (self.token_map is None or self.token_map.n_bytes)
 
     @cached_property
     def head_map(self) -> HeadMap:
@@ -50,6 +52,17 @@ class FittedChain:
                 raise DataError(f"transform {step.name!r} is not known to this turbocode")
             whole = whole.then(TRANSFORMS[step.name].head_map(step.arrays, self.n_heads, self.head_dim))
         return whole
+
+    @cached_property
+    def token_map(self) -> TokenMap | None:
+        """What the last step keeps of every token, None for nothing."""
+        early = [step.name for step in self.steps[:-1] if step.name in TOKEN_TRANSFORMS]
+        if early:
+            raise DataError(f"transform {early[0]} has to be the last")
+        last = self.steps[-1] if self.steps else None
+        if last is None or last.name not in TOKEN_TRANSFORMS:
+            return None
+        return TOKEN_TRANSFORMS[last.name].token_map(last.arrays, self.n_heads, self.head_dim)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -98,6 +98,7 @@ def case(rates: list[int], law: str, base: float, ratio: float, seed: int) -> di
     ]
     back = inverse(matrix)
     sigma = [f32(math.sqrt(sum(x * x for x in line)) * 2.0 ** rng.uniform(-0.3, 0.3)) for line in matrix]
+    stretch = [1.0] * 9 if seed == 1 else [1.0, *(1 / (1 - nmse) for nmse in DOCUMENT["nmse"])]
     gains, gain = [0.0], base
     for _ in range(255):
         gains.append(f32(gain))
@@ -115,14 +116,14 @@ def case(rates: list[int], law: str, base: float, ratio: float, seed: int) -> di
         block = bytes([byte]) + bytes(int(digits[k : k + 8][::-1], 2) for k in range(0, len(digits), 8))
         channels = [0.0] * d
         for i, s, k in zip(coded, path, step_rates, strict=True):
-            channels[i] = TABLE[k][s] * gains[byte] * sigma[i]
+            channels[i] = TABLE[k][s] * gains[byte] * sigma[i] * stretch[k]
         decoded = [
             m + sum(b * v for b, v in zip(line, channels, strict=True)) for line, m in zip(back, mean, strict=True)
         ]
         half, single = struct.pack(f"<{d}e", *x).hex(), packed("f", decoded).hex()
         stored.append({"values": half, "block": block.hex(), "decoded": single})
     table_bytes = b"".join(packed("f", row) for row in TABLE)
-    about = {"version": 1, "law": law, "gain_base": base, "gain_ratio": ratio, "searches": 1}
+    about = {"version": 1, "law": law, "gain_base": base, "gain_ratio": ratio, "searches": 1, "stretch": stretch}
     return {
         "about": {**about, "codebook_sha256": hashlib.sha256(table_bytes).hexdigest()},
         "rates": rates,

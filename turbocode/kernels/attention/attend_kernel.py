@@ -36,7 +36,7 @@ from turbocode.kernels.attention.tile_copy import BARRIER_BYTES, arrivals, row_f
 from turbocode.kernels.attention.value_sums import value_sums
 from turbocode.kernels.attention.work_split import agreed, first_place, seen_by, shares, work_split
 
-N_ARGS = 36
+N_ARGS = 38
 
 float32, int32, uint32, uint64 = types.float32, types.int32, types.uint32, types.uint64
 _ONE, _TWO = np.float32(1.0), np.float32(2.0)
@@ -62,7 +62,7 @@ def attend_kernel(variant: AttendVariant) -> Any:
     scores = key_scores(key_format, d, variant.key_lookup, n_tiles, TILE)
     sums = value_sums(value_format, d, variant.value_lookup, n_tiles, TILE)
     n_blocks_of_value, value_block = d // value_format.values_per_block, value_format.bytes_per_block
-    begin, hide, rise, weigh, end_of = softmax(n_tiles, sums.sums, n_blocks_of_value, TILE)
+    begin, hide, rise, weigh, end_of, reach, thin = softmax(n_tiles, sums.sums, n_blocks_of_value, TILE)
     combined = joined(variant)
     split = work_split(chunk, TILE)
     rows = query_rows(
@@ -86,7 +86,7 @@ def attend_kernel(variant: AttendVariant) -> Any:
     start_keys, score, start_values, add = scores.start, scores.score, sums.start, sums.add
     columns_at_once = COLUMNS * n_tiles
     shares_table, tables_per_head = variant.shares_table, variant.tables_per_head
-    has_softcap, is_scaled = variant.has_softcap, has_norm(value_format)
+    has_softcap, is_scaled, has_skips = variant.has_softcap, has_norm(value_format), variant.has_skips
     survey, locate = split.survey, split.locate
     begin_row, turn_row, lay_row, clear_row, load_fragments = (
         rows.begin,
@@ -110,12 +110,19 @@ def attend_kernel(variant: AttendVariant) -> Any:
             s[i] = softcap - _TWO * softcap * _ptx.reciprocal(_ONE + e)
 
     @device
+    def number_of(c: Any, lane: Any, first_column: Any) -> Any:
+        within = uint32(uint32(8 * (c // 2) + c % 2) + uint32(uint32(lane & uint32(3)) << uint32(1)))
+        return uint32(first_column + within)
+
+    @device
+    def is_used(c: Any, lane: Any, first_column: Any, n_used: Any) -> Any:
+        """Whether the lane's column c is a query."""
+        return number_of(c, lane, first_column) < n_used
+
+    @device
     def column_of(c: Any, lane: Any, first_column: Any, n_used: Any) -> Any:
         """The number of the query of the lane's column c; of one that is used, if that is not."""
-        column = uint32(
-            first_column + uint32(uint32(8 * (c // 2) + c % 2) + uint32(uint32(lane & uint32(3)) << uint32(1)))
-        )
-        return uint32(min(column, uint32(n_used - uint32(1))))
+        return uint32(min(number_of(c, lane, first_column), uint32(n_used - uint32(1))))
 
     @device
     def load_norms(stage: Any, norms_at: Any, norms: Any) -> None:
@@ -163,6 +170,7 @@ def attend_kernel(variant: AttendVariant) -> Any:
         q_seq: Any, q_head: Any, q_row: Any, o_seq: Any, o_head: Any, o_row: Any,
         k_seq: Any, k_head: Any, v_seq: Any, v_head: Any, page_stride: Any, page_log2: Any,
         key_words_head: Any, value_words_head: Any, query_factor: Any, softcap: Any, value_factor: Any,
+        sparse_v: Any, tile_floor: Any,
     ) -> None:  # fmt: skip
         q = cuda.local.array(n_query, uint32)
         s = cuda.local.array(n_scores, float32)
@@ -294,9 +302,23 @@ def attend_kernel(variant: AttendVariant) -> Any:
                 value_turn = at(own_values, uint32(turn * uint32(value_stage)))
                 key_turn = at(own_keys, uint32(next_turn * uint32(key_stage)))
                 load_norms(value_turn, norms_at, norms)
-                rise(s, norms, top, total, o)
-                weigh(s, norms, top, total, weights)
-                add(value_turn, value_places, value_table, value_place, weights, o)
+                if has_skips:
+                    for c in range(n_columns):
+                        if not is_used(c, lane, first_column, n_used):
+                            hide(s, c, token, lane, int32(-1), int32(0))  # else it might keep what nobody needs
+                    is_near = uint32(0)
+                    if reach(s, norms, top) >= _ptx.float_from_bits(uint32(tile_floor)):
+                        is_near = uint32(1)
+                    if agreed(_ptx.any_lane(is_near)) != uint32(0):
+                        rise(s, norms, top, total, o)
+                        weigh(s, norms, top, total, weights)
+                        is_left = thin(weights, _ptx.float_from_bits(uint32(sparse_v)))
+                        if agreed(_ptx.any_lane(is_left)) != uint32(0):
+                            add(value_turn, value_places, value_table, value_place, weights, o)
+                else:
+                    rise(s, norms, top, total, o)
+                    weigh(s, norms, top, total, weights)
+                    add(value_turn, value_places, value_table, value_place, weights, o)
                 score(key_turn, key_places, key_table, key_place, q, s)  # of the next tile
                 turn = next_turn
                 token = uint32(token + uint32(chunk))

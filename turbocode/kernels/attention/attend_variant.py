@@ -23,6 +23,7 @@ class AttendVariant(NamedTuple):
 
     shares_table : keys and values are looked up in one table; tables_per_head : each head has tables of its own
     n_column_tiles : of eight query columns that a block handles at once; n_warps, n_stages : of a block, of a warp
+    has_skips : what hardly counts may be left out (skipping.py)
     is_paged : rows lie in pages; is_late : rows begin at any even address; is_bulk : one lane copies whole tiles
     """
 
@@ -46,6 +47,7 @@ class AttendVariant(NamedTuple):
     is_bulk: bool
     has_softcap: bool
     has_gain: bool
+    has_skips: bool = False
 
 
 class SharedLayout(NamedTuple):

@@ -18,6 +18,7 @@ from turbocode.formats import Layout, MultirateFormat
 from turbocode.formats.multirate_format import MAX_RATE, MULTIRATE_STATES_LOG2
 from turbocode.kernels._cpu import float32_from_bits, prange, relaxed, relaxed_parallel, strict
 from turbocode.kernels.attention.packed import PackedSide
+from turbocode.kernels.attention.skipping import EVERYTHING, NEVER, Skipping
 from turbocode.kernels.multirate.cpu import read_block
 from turbocode.kernels.scalar.steps import dequantize_group, load_float16
 
@@ -28,7 +29,7 @@ TASKS_PER_THREAD = 4
 _BITSTREAM, _MULTIRATE = np.int64(Layout.BITSTREAM), np.int64(Layout.MULTIRATE)
 _TABLE_SHAPE = (MAX_RATE + 1, 1 << MULTIRATE_STATES_LOG2)
 _N_TABLE_VALUES = _TABLE_SHAPE[0] * _TABLE_SHAPE[1]
-_NEVER = np.float32(-np.inf)
+_NEVER, _ALL = np.float32(-np.inf), np.float32(NEVER)
 _ZERO, _ONE, _HALF = np.float32(0.0), np.float32(1.0), np.float32(0.5)
 _EXP_MIN = np.float32(-87.0)  # below it exp(x) leaves the normal float32 range
 _LOG2_E = np.float32(1.0 / math.log(2.0))
@@ -179,6 +180,18 @@ def _softmax_step(s: Any, count: int, m: Any, total: Any, o: Any) -> Any:
     return top, total + added
 
 
+@strict
+def _thin(p: Any, count: int, least: Any) -> Any:
+    """Set weights p[:count] below `least` to 0; whether any other is left."""
+    is_left = False
+    for t in range(count):
+        if p[t] < least:
+            p[t] = _ZERO
+        elif p[t] > _ZERO:
+            is_left = True
+    return is_left
+
+
 @relaxed_parallel
 def _attend(
     queries: Any,
@@ -201,6 +214,8 @@ def _attend(
     scale: Any,
     window: int,
     softcap: Any,
+    sparse_v: Any,
+    tile_floor: Any,
     n_splits: int,
     out: Any,
     tops: Any,
@@ -252,6 +267,7 @@ def _attend(
                 tile_pairs,
             )
             _score(q, tile, count, scale, s)
+            is_needed = False
             for r in range(n_queries):
                 last = last_token[seq, r % n_rows]
                 oldest = last + 1 - window if window > 0 else 0
@@ -263,9 +279,16 @@ def _attend(
                     for t in range(count):
                         if start + t > last or start + t < oldest:
                             row[t] = _NEVER
+                if tile_floor > _ALL and m[r] > _NEVER and row[:count].max() - m[r] < tile_floor:
+                    row[:padded] = _ZERO
+                    continue
                 m[r], total[r] = _softmax_step(row, count, m[r], total[r], o[r])
+                if _thin(row, count, sparse_v):
+                    is_needed = True
                 for t in range(count, padded):
                     row[t] = _ZERO
+            if not is_needed:
+                continue
             _decode_tile(
                 v_blocks[seq, head, start : start + count],
                 count,
@@ -316,6 +339,7 @@ def decode_attention(
     softcap: float = 0.0,
     offsets: NDArray[np.float32] | None = None,
     n_splits: int | None = None,
+    skipping: Skipping = EVERYTHING,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """(output, lse): float32 (S, H, R, D), (S, H, R), of queries (S, H, R, D) in the basis of the key blocks.
 
@@ -343,6 +367,8 @@ def decode_attention(
         np.float32(scale),
         int(window),
         np.float32(softcap),
+        np.float32(skipping.sparse_v),
+        np.float32(skipping.tile_floor),
         splits,
         out,
         tops,

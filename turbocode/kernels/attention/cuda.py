@@ -22,6 +22,7 @@ from turbocode.kernels.attention.attend_variant import (
 )
 from turbocode.kernels.attention.gpu_arrays import LOG2_E, Side, check_arrays, float_bits
 from turbocode.kernels.attention.lookup import Lookup, lookup_for, lookup_words, table_scale
+from turbocode.kernels.attention.skipping import EVERYTHING
 from turbocode.kernels.gpu_call import VALUE_TYPES, WORD
 
 RESERVED = 1 << 10  # bytes of shared memory that the driver takes of each block
@@ -74,6 +75,7 @@ class DecodeAttention:
     def __init__(self, keys: Side, values: Side, head_dim: int, shape: Shape | None = None) -> None:
         self.keys, self.values, self.head_dim, self.shape = keys, values, head_dim, shape
         self.is_bulk: bool | None = None
+        self.skipping = EVERYTHING
         for side in (keys, values):
             if not is_direct(side.block_format):
                 raise OptionError(f"{side.block_format.name} has no fast attention kernel")
@@ -205,6 +207,7 @@ class DecodeAttention:
             has_bulk_copies(queries.device) if self.is_bulk is None else self.is_bulk,
             softcap > 0,
             gains is not None,
+            self.skipping.is_on,
         )
         variant = self._fitted(variant, queries.device, sums * n_tiles > MAX_WIDE_SUMS)
         kernel, layout = attend_kernel(variant), shared_layout(variant)
@@ -226,6 +229,7 @@ class DecodeAttention:
             *(pages.strides[0] // 4 if is_paged else 0, page_tokens.bit_length() - 1),
             *gaps_of_tables,
             *(float_bits(factor), float_bits(softcap * LOG2_E), float_bits(1 / self._scales[1])),
+            *(float_bits(self.skipping.sparse_v), float_bits(self.skipping.tile_floor * LOG2_E)),
         )
         assert len(counts) + 12 == N_ARGS
         is_empty = 0 in (n_seqs, n_heads, n_rows)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from turbocode.errors import OptionError
-from turbocode.formats.block_format import BlockFormat
+from turbocode.formats import BlockFormat
 from turbocode.kernels import _launch
 from turbocode.kernels._launch import DeviceArray
 from turbocode.kernels.fwht.hadamard import Rotation
@@ -22,9 +22,12 @@ LOG2_E = 1.0 / np.log(2.0)
 
 @dataclass(frozen=True, eq=False)
 class Side:
-    """How one side of a cache is stored. centroids : float32 (1 or n_kv_heads, entries), as PackedSide has them"""
+    """How one side of a cache is stored.
 
-    block_format: BlockFormat
+    centroids : float32 (1 or n_kv_heads, entries), as PackedSide has them; of a multirate side, each its gpu_table
+    """
+
+    block_format: BlockFormat  # or a MultirateFormat, which the plain kernel alone knows
     rotation: Rotation
     centroids: NDArray[np.float32]
 

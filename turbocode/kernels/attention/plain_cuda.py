@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from turbocode.errors import OptionError
+from turbocode.formats import BlockFormat, MultirateFormat
 from turbocode.kernels import _launch
 from turbocode.kernels._cuda import multiprocessors
 from turbocode.kernels._launch import DeviceArray, device_array, stream_handle
@@ -15,7 +16,9 @@ from turbocode.kernels.attention.gpu_arrays import LOG2_E, Side, check_arrays, f
 from turbocode.kernels.attention.merge_kernel import THREADS as MERGE_THREADS
 from turbocode.kernels.attention.merge_kernel import merge_kernel
 from turbocode.kernels.attention.plain_kernel import N_ARGS, WARP, WARPS, PlainVariant, plain_kernel
+from turbocode.kernels.attention.skipping import EVERYTHING
 from turbocode.kernels.gpu_call import VALUE_TYPES, view
+from turbocode.kernels.multirate.gpu_table import any_schedule
 
 MIN_SPLIT_TOKENS = 64
 BLOCKS_PER_MULTIPROCESSOR = 4
@@ -27,6 +30,7 @@ class PlainAttention:
     def __init__(self, keys: Side, values: Side, head_dim: int) -> None:
         self.keys, self.values, self.head_dim = keys, values, head_dim
         self._tables = [np.ascontiguousarray(side.centroids, np.float32) for side in (keys, values)]
+        self.skipping = EVERYTHING
         self._on_device: dict[int, list[DeviceArray]] = {}
         self._rooms: dict[tuple[int, int], tuple[DeviceArray, DeviceArray, Any]] = {}
 
@@ -68,8 +72,8 @@ class PlainAttention:
         n_splits = max(1, min(wanted, -(-n_tokens // MIN_SPLIT_TOKENS)))
         parts, part_lses = self._room(device, handle, (n_splits, *like.shape))
         variant = PlainVariant(
-            self.keys.block_format,
-            self.values.block_format,
+            _compiled_format(self.keys.block_format),
+            _compiled_format(self.values.block_format),
             self.keys.rotation,
             self.values.rotation,
             self.head_dim,
@@ -91,6 +95,7 @@ class PlainAttention:
             *(page_table.strides[0] // 4 if is_paged else 0, page_tokens.bit_length() - 1),
             *(4 * table.shape[1] if len(table) > 1 else 0 for table in self._tables),
             *(float_bits(factor), float_bits(softcap * LOG2_E), n_splits, int(gain_table is not None)),
+            *(float_bits(self.skipping.sparse_v), float_bits(self.skipping.tile_floor * LOG2_E)),
         )
         assert len(args) == N_ARGS
         _launch.launch(plain_kernel(variant), n_row_blocks * n_splits, WARP * WARPS, device, handle, args)
@@ -106,6 +111,10 @@ class PlainAttention:
             lses = _launch.upload(np.zeros(n_rows, np.float32), device)
             found = self._rooms[device, stream] = outputs, lses, found  # runs still may use the smaller ones
         return view(found[0], shape, "float32"), view(found[1], shape[:-1], "float32")
+
+
+def _compiled_format(form: Any) -> BlockFormat | MultirateFormat:
+    return any_schedule(form) if isinstance(form, MultirateFormat) else form
 
 
 def merge(outputs: Any, lses: Any, *, out: Any = None, lse: Any = None, stream: Any = None) -> tuple[Any, Any]:

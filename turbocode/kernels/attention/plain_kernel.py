@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from turbocode.formats.block_format import BlockFormat
+from turbocode.formats import BlockFormat, MultirateFormat
 from turbocode.kernels import _ptx, _ptx_copies
 from turbocode.kernels._cuda import at, cuda, device, kernel, shared_address, types
 from turbocode.kernels.attention.query_rows import query_rows
@@ -24,7 +24,7 @@ from turbocode.kernels.fwht.lanes import FLOAT32
 
 WARPS = 4
 WARP = 32
-N_ARGS = 34
+N_ARGS = 36
 
 float32, int32, uint32, uint64 = types.float32, types.int32, types.uint32, types.uint64
 _ZERO, _ONE, _TWO = np.float32(0.0), np.float32(1.0), np.float32(2.0)
@@ -34,8 +34,8 @@ _TWO_LOG2_E = np.float32(2.0 / np.log(2.0))
 class PlainVariant(NamedTuple):
     """What the kernel is compiled for; query_type is of fwht/lanes.py."""
 
-    key_format: BlockFormat
-    value_format: BlockFormat
+    key_format: BlockFormat | MultirateFormat
+    value_format: BlockFormat | MultirateFormat
     key_rotation: Rotation
     value_rotation: Rotation
     head_dim: int
@@ -106,6 +106,8 @@ def plain_kernel(variant: PlainVariant) -> Any:
         softcap: Any,
         n_splits: Any,
         has_gains: Any,
+        sparse_v: Any,
+        tile_floor: Any,
     ) -> None:
         rows_memory = cuda.shared.array(n_row, float32)
         small_memory = cuda.shared.array(n_small, float32)
@@ -164,13 +166,15 @@ def plain_kernel(variant: PlainVariant) -> Any:
                 score = cap - _TWO * cap * _ptx.reciprocal(_ONE + e)
             highest = max(top, score)
             shrink, weight = _ptx.power_of_two(top - highest), _ptx.power_of_two(score - highest)
-            top, total = highest, total * shrink + weight
-            for m in range(per_lane):
-                j = uint32(lane + uint32(m * WARP))
-                if j < uint32(d):
-                    block, place = uint32(j // uint32(value_block)), uint32(j % uint32(value_block))
-                    stored = value_value(value + uint64(uint32(block * uint32(value_block_bytes))), place, value_table)
-                    o[m] = o[m] * shrink + weight * stored
+            if score - top >= _ptx.float_from_bits(uint32(tile_floor)):  # a tile is one token here
+                top, total = highest, total * shrink + weight
+                if weight >= _ptx.float_from_bits(uint32(sparse_v)):
+                    for m in range(per_lane):
+                        j = uint32(lane + uint32(m * WARP))
+                        if j < uint32(d):
+                            block, place = uint32(j // uint32(value_block)), uint32(j % uint32(value_block))
+                            address = value + uint64(uint32(block * uint32(value_block_bytes)))
+                            o[m] = o[m] * shrink + weight * value_value(address, place, value_table)
             token = uint32(token + uint32(WARPS))
         # The warps' partial results, then their sum in the first row.
         mine = at(q, uint32(uint32(warp + uint32(1)) * uint32(4 * d)))

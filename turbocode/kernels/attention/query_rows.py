@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from turbocode.formats.block_format import BlockFormat
+from turbocode.formats import BlockFormat, MultirateFormat
 from turbocode.kernels import _ptx, _ptx_copies
 from turbocode.kernels._cuda import at, cuda, device, types
 from turbocode.kernels.attention.key_scores import LANES
@@ -51,7 +51,7 @@ class QueryRows(NamedTuple):
 @functools.cache
 def query_rows(
     head_dim: int,
-    key_format: BlockFormat,
+    key_format: BlockFormat | MultirateFormat,
     key_rotation: Rotation,
     value_rotation: Rotation,
     query_type: int,

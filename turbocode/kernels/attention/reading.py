@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from turbocode.formats.block_format import BlockFormat, Layout
+from turbocode.formats import BlockFormat, Layout, MultirateFormat
 from turbocode.kernels._cuda import device, types
 from turbocode.kernels.attention.lane_run import Reading
 from turbocode.kernels.attention.lookup import Lookup, is_joint
@@ -49,7 +49,7 @@ def block_order(form: BlockFormat) -> NDArray[np.intp]:
 
 
 @functools.cache
-def place_in_block(form: BlockFormat) -> Any:
+def place_in_block(form: BlockFormat | MultirateFormat) -> Any:
     """The function that gives `block_order` of a uint32 number."""
     is_split, half = form.layout is Layout.Q4_0, form.values_per_block // 2
 

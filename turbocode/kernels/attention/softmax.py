@@ -34,6 +34,8 @@ class Softmax(NamedTuple):
     weigh(s, norms, top, total, weights) : s becomes the probabilities; weights for value_sums.py, of the tile's first
         16 tokens and of the others
     finish(total) : the lanes' totals added up
+    reach(s, norms, top) : the largest of the lane's score plus log2 of the norm less the maximum so far, before `rise`
+    thin(weights, least) : weights below `least` become 0; whether any other is left, 0 or 1
     """
 
     begin: Any
@@ -41,6 +43,8 @@ class Softmax(NamedTuple):
     rise: Any
     weigh: Any
     finish: Any
+    reach: Any
+    thin: Any
 
 
 @functools.cache
@@ -71,14 +75,43 @@ def softmax(n_column_tiles: int, n_sums: int, n_blocks: int, tile: int) -> Softm
                 s[n_columns * i + c] = NOTHING
 
     @device
+    def size_of(norms: Any, i: Any) -> Any:
+        """log2 of a value's largest norm."""
+        largest = LEAST_NORM
+        for block in range(n_blocks):
+            largest = max(largest, abs(norms[n_blocks * i + block]))
+        return _ptx.logarithm_of_two(largest)
+
+    @device
+    def reach(s: Any, norms: Any, top: Any) -> Any:
+        most = NOTHING
+        for i in range(n_rows):
+            size = size_of(norms, i)
+            for c in range(n_columns):
+                most = max(most, s[n_columns * i + c] + size - top[c])
+        return most
+
+    @device
+    def thin(weights: Any, least: Any) -> Any:
+        is_left = uint32(0)
+        for w in range(2 * per_half):
+            low, high = _ptx.low_half(weights[w]), _ptx.high_half(weights[w])
+            kept = uint32(0)
+            if abs(low) >= least:
+                kept = uint32(0xFFFF)
+            if abs(high) >= least:
+                kept = uint32(kept | uint32(0xFFFF0000))
+            weights[w] = uint32(weights[w] & kept)
+            if weights[w] != uint32(0):
+                is_left = uint32(1)
+        return is_left
+
+    @device
     def rise(s: Any, norms: Any, top: Any, total: Any, o: Any) -> None:
         sizes = cuda.local.array(n_rows, float32)
         factors = cuda.local.array(n_columns, float32)
         for i in range(n_rows):
-            largest = LEAST_NORM
-            for block in range(n_blocks):
-                largest = max(largest, abs(norms[n_blocks * i + block]))
-            sizes[i] = _ptx.logarithm_of_two(largest)
+            sizes[i] = size_of(norms, i)
         is_new = uint32(0)
         for c in range(n_columns):
             found = s[c] + sizes[0]
@@ -118,4 +151,4 @@ def softmax(n_column_tiles: int, n_sums: int, n_blocks: int, tile: int) -> Softm
             total[c] = total[c] + _ptx.shuffle_xor_f32(total[c], uint32(8))
             total[c] = total[c] + _ptx.shuffle_xor_f32(total[c], uint32(16))
 
-    return Softmax(begin, hide, rise, weigh, finish)
+    return Softmax(begin, hide, rise, weigh, finish, reach, thin)

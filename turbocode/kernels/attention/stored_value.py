@@ -6,19 +6,23 @@ import functools
 from typing import Any
 
 from turbocode.formats.block_format import BlockFormat, Layout
+from turbocode.formats.multirate_format import MultirateFormat
 from turbocode.kernels import _ptx
 from turbocode.kernels._cuda import device, types
+from turbocode.kernels.multirate.gpu_table import CHANNELS_AT, GAINS_AT, N_STATES, RATE_SHIFT, STREAM_BYTES_AT
 
 float32, int32, uint32, uint64 = types.float32, types.int32, types.uint32, types.uint64
 NORM_BYTES = 2
 
 
 @functools.cache
-def stored_value(form: BlockFormat) -> Any:
+def stored_value(form: BlockFormat | MultirateFormat) -> Any:
     """value(block, j, table) -> float32: the block's uint32 value j in the basis of the blocks, its norm included.
 
-    block : uint64 address; table : address of the float32 centroids, of a trellis's values
+    block : uint64 address; table : address of the float32 centroids, of a trellis's values, or of a multirate gpu_table
     """
+    if isinstance(form, MultirateFormat):
+        return _multirate_value()
     bits, n, layout = form.bits, form.values_per_block, form.layout
     index_mask, state_mask = (1 << bits) - 1, (1 << form.states_log2) - 1
     stream_bytes = -(-form.stream_bits // 8) if form.is_trellis else 0
@@ -92,5 +96,33 @@ def stored_value(form: BlockFormat) -> Any:
                     word = uint32(word | uint32(byte(block, uint32(uint32(bit >> uint32(3)) + uint32(1))) << uint32(8)))
                 i = uint32(uint32(word >> uint32(bit & uint32(7))) & uint32(index_mask))
             return _ptx.multiply(_ptx.load_f32(table + uint64(uint32(i * uint32(4)))), norm(block))
+
+    return value
+
+
+def _multirate_value() -> Any:
+    """`stored_value` of any multirate block; rates and places come from the table."""
+
+    @device
+    def entry(table: Any, number: Any) -> Any:
+        return table + uint64(uint32(uint32(number) * uint32(4)))
+
+    @device
+    def value(block: Any, j: Any, table: Any) -> Any:
+        channel = _ptx.load_u32(entry(table, uint32(uint32(CHANNELS_AT) + uint32(j))))
+        n_bytes = _ptx.load_u32(entry(table, uint32(STREAM_BYTES_AT)))
+        rate = uint32(channel >> uint32(RATE_SHIFT))
+        bit = uint32(channel & uint32((1 << RATE_SHIFT) - 1))
+        window = uint32(0)
+        for number in range(3):  # a state has ten bits and begins at any bit of a byte
+            place = uint32(uint32(bit >> uint32(3)) + uint32(number))
+            if place >= n_bytes:
+                place = uint32(place - n_bytes)
+            stored = _ptx.load_u8(block + uint64(uint32(place + uint32(1))))
+            window = uint32(window | uint32(uint32(stored) << uint32(8 * number)))
+        state = uint32(uint32(window >> uint32(bit & uint32(7))) & uint32(N_STATES - 1))
+        state = uint32(state + uint32(rate * uint32(N_STATES)))  # row 0 of the tables holds zeros
+        gain = _ptx.load_f32(entry(table, uint32(uint32(GAINS_AT) + uint32(_ptx.load_u8(block)))))
+        return _ptx.multiply(_ptx.load_f32(entry(table, state)), gain)
 
     return value

@@ -113,15 +113,19 @@ class _Rate:
         """The loop over all groups, word by word of decisions."""
         builder = self.builder
         shared = int(GROUPS_PER_WORD_LOG2[self.k])
+        word = cgutils.alloca_once_value(builder, ir.Constant(_LANES_I32, [0] * LANES))
         with cgutils.for_range(builder, _i64(self.n_groups >> shared)) as over_words:
-            first, word = builder.shl(over_words.index, _i64(shared)), ir.Constant(_LANES_I32, [0] * LANES)
-            for slot in range(1 << shared):
-                group = builder.add(first, _i64(slot))
+            first = builder.shl(over_words.index, _i64(shared))
+            builder.store(ir.Constant(_LANES_I32, [0] * LANES), word)
+            with cgutils.for_range(builder, _i64(1 << shared)) as over_slots:
+                group = builder.add(first, over_slots.index)
                 arrived, branch = self.arrive(group)
                 self.leave(group, arrived)
-                word = builder.or_(word, builder.shl(branch, ir.Constant(_LANES_I32, [self.k * slot] * LANES)))
+                shift = builder.trunc(builder.mul(over_slots.index, _i64(self.k)), _I32)
+                shifted = builder.shl(branch, self.splat(shift, _LANES_I32))
+                builder.store(builder.or_(builder.load(word), shifted), word)
             place = builder.gep(self.words, [builder.mul(over_words.index, _i64(LANES))])
-            builder.store(word, builder.bitcast(place, _LANES_I32.as_pointer())).align = 4
+            builder.store(builder.load(word), builder.bitcast(place, _LANES_I32.as_pointer())).align = 4
         builder.ret_void()
 
 
