@@ -18,7 +18,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.calibration_texts import WINDOWS, calibration_dump, corpora, scored_windows, text_digest
-from benchmarks.tuned_tables import CALIBRATIONS, matrix_summary, matrix_table
+from benchmarks.tuned_tables import CALIBRATIONS, RECOMMENDED, matrix_summary, matrix_table
 
 from turbocode.codecs import make_codec
 from turbocode.dumps import open_dump
@@ -28,7 +28,6 @@ from turbocode.policies import CachePolicy, read_recipe
 from turbocode.training.tune import tune_multirate
 
 PLAIN = ("trellis2", "trellis3", "trellis4")
-RECOMMENDED = "all three"
 FIGURES = ("kl_mean", "kl_median", "kl_p999")
 MAX_MEMORY = 2 << 30
 
@@ -41,7 +40,7 @@ def recipe(dumps: list[Path], bits: float, path: Path, reach: int | None, metric
     return path
 
 
-def cells(folder: Path, texts: Path, work: Path, n_windows: int) -> list[dict[str, Any]]:
+def cells(folder: Path, texts: Path, work: Path, n_windows: int, only: tuple[str, ...]) -> list[dict[str, Any]]:
     """The rows of one model: calibration, scored, plain, bits, and each figure with that of the plain trellis."""
     model = open_model(str(folder))
     found = corpora(texts)
@@ -49,9 +48,11 @@ def cells(folder: Path, texts: Path, work: Path, n_windows: int) -> list[dict[st
     policies, labels = [CachePolicy.of(name, name) for name in PLAIN], []
     for plain in PLAIN:
         bits = make_codec(plain, model.layers[0].key_dim).bits_per_value
-        for label, names in CALIBRATIONS.items():
+        for label in only:
+            names = CALIBRATIONS[label]
             path = work / f"{model.label}-{plain}-{len(labels)}.yaml"
-            recipe([dumps[name] for name in names], bits, path, model.max_context)
+            reach = model.max_context if label == RECOMMENDED else 0
+            recipe([dumps[name] for name in names], bits, path, reach)
             policies.append(CachePolicy(read_recipe(path), name=label))
             labels.append((plain, label))
     rows = []
@@ -77,11 +78,12 @@ def main() -> None:
     parser.add_argument("--texts", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True, help="folder for dumps and recipes, kept")
     parser.add_argument("--windows", type=int, default=1)
+    parser.add_argument("--only", nargs="+", choices=list(CALIBRATIONS), help="add these to the cells that OUT has")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     given.work.mkdir(exist_ok=True)
     found = corpora(given.texts)
-    document = {
+    document: dict[str, Any] = {
         "windows_scored": given.windows,
         "windows_calibrated": WINDOWS,
         "context": 2048,
@@ -90,8 +92,14 @@ def main() -> None:
             for name, c in found.items()
         },
         "recommended": RECOMMENDED,
-        "cells": [row for folder in given.models for row in cells(folder, given.texts, given.work, given.windows)],
+        "cells": [],
     }
+    only = tuple(given.only or CALIBRATIONS)
+    if given.only:
+        before = json.loads(given.out.read_text())["cells"]
+        document["cells"] = [cell for cell in before if cell["calibration"] not in only]
+    for folder in given.models:
+        document["cells"] += cells(folder, given.texts, given.work, given.windows, only)
     given.out.write_text(json.dumps(document, indent=1) + "\n")
     print("\n".join([*matrix_summary(document), "", *matrix_table(document)]))
 

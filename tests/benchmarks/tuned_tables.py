@@ -8,7 +8,9 @@ BITS = (2.2, 3.2, 4.2)
 PLAIN = ("trellis2", "trellis3", "trellis4", "trellis2:norm=unbiased", "trellis3:norm=unbiased", "turbo4")
 MUST = {2.2: 0.0150, 3.2: 0.0033, 4.2: 0.0009}  # median KL divergence on lm-hd128, issue 6
 AIM = {2.2: 0.0105, 3.2: 0.0022, 4.2: 0.00055}
+RECOMMENDED = "all three, with reach"
 CALIBRATIONS = {
+    RECOMMENDED: ("prose", "code", "fiction"),  # tuned for the longest context of the model, the others for the dumps'
     "all three": ("prose", "code", "fiction"),
     "prose": ("prose",),
     "code": ("code",),
