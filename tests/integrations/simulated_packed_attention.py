@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from pathlib import Path
+
+import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from helpers.tiny_models import some_tokens, tiny_model, torch, transformers
 
-from turbocode.codecs import make_codec
-from turbocode.errors import DataError
+from turbocode.codecs import make_codec, multirate_codec
+from turbocode.dumps import DumpMetadata, create_calibration
+from turbocode.errors import DataError, OptionError
 from turbocode.integrations import coded_side, packed_attention
 from turbocode.integrations.coded_side import CodedSide
 from turbocode.integrations.hf_attention import attention_by
 from turbocode.integrations.hf_cache import coded_layers
 from turbocode.kernels.attention import cuda
-from turbocode.policies import CachePolicy
+from turbocode.policies import CachePolicy, Recipe
 
 
-def hidden(policy: CachePolicy, on_gpu: bool) -> object:
-    """Hidden states of a model with a window, of its last chunk, attended by the packed kernels."""
+def hidden(policy: CachePolicy, on_gpu: bool, family: str = "gemma2") -> object:
+    """Hidden states of a model, gemma2 with a window, of its last chunk, attended by the packed kernels."""
     packed_attention.uses_gpu = coded_side.is_on_gpu = lambda tensor: on_gpu
-    model = tiny_model("gemma2", num_hidden_layers=2)
+    model = tiny_model(family, num_hidden_layers=2)
     layers = coded_layers(model.config, policy, holds_blocks=True, reads=False)
     cache = transformers.Cache(layers=layers)
     with attention_by(model.model, packed_attention.attend_packed(cache)):
@@ -50,3 +54,30 @@ expected, found = (hidden(policy, on_gpu).double() for on_gpu in (False, True))
 error = float((found - expected).norm() / expected.norm())
 print(f"{error:.1e}")
 assert torch.isfinite(found).all() and 1e-9 < error < 1e-3
+
+
+def multirate_policy(folder: str) -> CachePolicy:
+    """Keys and values of both layers coded in random bases, keys with a mean that matters beside the exact sinks."""
+    rng, about = np.random.default_rng(3), DumpMetadata("float16", 2, 4, 2, 32, 32**-0.5, 0.0)
+    with create_calibration(f"{folder}/c.h5", about, provenance={}, dump_sha256="0" * 64) as writer:
+        for layer in ("000", "001"):
+            for kind, law in (("keys", "whitened"), ("values", "energy")):
+                basis = np.stack([np.linalg.qr(rng.standard_normal((32, 32)))[0] for _ in range(2)])
+                mean, sigma = rng.standard_normal((2, 32)), np.full((2, 32), 0.5)
+                codec = multirate_codec(basis, mean, sigma, [5, 4, 3, 2], law)
+                writer.write(layer, kind, "multirate", *codec.calibration_entry())
+    recipe = Recipe(k="multirate", v="multirate", calibration=f"{folder}/c.h5")
+    return CachePolicy(recipe, sinks=2, residual=3)
+
+
+with tempfile.TemporaryDirectory() as folder:
+    multirate = multirate_policy(folder)
+    expected, found = (hidden(multirate, on_gpu, "llama").double() for on_gpu in (False, True))
+    error = float((found - expected).norm() / expected.norm())
+    print(f"multirate {error:.1e}")
+    assert torch.isfinite(found).all() and 0 < error < 1e-3  # the exact tokens' kernel multiplies in float16
+    try:
+        hidden(multirate, True, "gemma2")
+        raise AssertionError("a softcap was ignored")
+    except OptionError:
+        pass

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from turbocode.codecs import Codec, Coder
+from turbocode.codecs import Codec, Coder, MultirateCodec
 from turbocode.codecs.gpu_attention import GpuAttention, merge_on_gpu
 from turbocode.errors import OptionError
 from turbocode.integrations.hf_attention import AttentionCall
 from turbocode.integrations.hf_packages import torch
+from turbocode.integrations.multirate_on_gpu import MultirateHeads
 
 Run = tuple[Coder, Any]
 ROWS_AT_ONCE = 64  # later rows of a prompt see more tokens: in pieces, early ones do not go through all of them
@@ -19,7 +20,8 @@ class PackedOnGpu:
     """Keeps the attention of each pair of codecs."""
 
     def __init__(self) -> None:
-        self._attentions: dict[tuple[int, int], tuple[GpuAttention, Codec, Codec]] = {}
+        self._attentions: dict[tuple[int, int], tuple[GpuAttention, Coder, Coder]] = {}
+        self._bases: dict[tuple[int, str], tuple[MultirateHeads, MultirateCodec]] = {}
         self._n_calls = 0
 
     def attend(self, call: AttentionCall, runs: list[tuple[Run, Run]], n_seen: int) -> Any:
@@ -46,22 +48,45 @@ class PackedOnGpu:
         parts = None if is_one else torch.empty((len(runs), *shape), dtype=torch.float32, device=queries.device)
         lses = torch.empty((len(runs), *shape[:-1]), dtype=torch.float32, device=queries.device)
         for number, ((key_codec, keys), (value_codec, values)) in enumerate(runs):
+            target, lse = out if parts is None else parts[number], lses[number]
+            key_heads, value_heads = (self._heads(codec, queries.device) for codec in (key_codec, value_codec))
+            if key_heads is not None and call.softcap:
+                raise OptionError(
+                    f"{key_codec.name} under a softcap needs its means added to logits, which the GPU does not do",
+                    hint="leave --packed out, or run the model with --device cpu",
+                )
+            is_turned = key_heads is not None or value_heads is not None
+            room = torch.empty(shape, dtype=torch.float32, device=queries.device) if is_turned else target
             self._attention(key_codec, value_codec)(
-                *(queries, keys, values, last),
+                *(queries if key_heads is None else key_heads.queries(queries), keys, values, last),
                 scale=call.scale,
                 window=call.window,
                 softcap=call.softcap,
                 first_token=first,
-                out=out if parts is None else parts[number],
-                lse=lses[number],
+                out=room,
+                lse=lse,
             )
+            if is_turned:
+                target.copy_(room if value_heads is None else value_heads.outputs(room, lse))
+            if key_heads is not None:
+                lse.add_(key_heads.offsets(queries), alpha=call.scale)
             first += keys.shape[2]
         if parts is not None:
             out.copy_(merge_on_gpu(parts, lses)[0])
 
+    def _heads(self, codec: Coder, device: Any) -> MultirateHeads | None:
+        """The basis of a multirate codec on a device, made once; None for other codecs."""
+        if not isinstance(codec, MultirateCodec):
+            return None
+        key = id(codec), str(device)
+        if key not in self._bases:
+            self._bases[key] = MultirateHeads(codec, device), codec  # with its codec, as below
+        return self._bases[key][0]
+
     def _attention(self, key_codec: Coder, value_codec: Coder) -> GpuAttention:
-        if not isinstance(key_codec, Codec) or not isinstance(value_codec, Codec):
-            odd = value_codec if isinstance(key_codec, Codec) else key_codec
+        known = Codec | MultirateCodec
+        if not isinstance(key_codec, known) or not isinstance(value_codec, known):
+            odd = value_codec if isinstance(key_codec, known) else key_codec
             raise OptionError(
                 f"packed attention of a model on a GPU does not know {odd.name}",
                 hint="leave --packed out, or run the model with --device cpu",
