@@ -75,7 +75,7 @@ def command(
     Examples:
       turbocode attend benchmark --k turbo3 --v turbo3 --device cpu
       turbocode attend benchmark --batch 2 --tokens 4096 --q-heads 8 --kv-heads 2 --json
-      turbocode attend benchmark --k turbo3 --sparse-v 1e-4 --logit-scale 4
+      turbocode attend benchmark --tokens 4096 --k turbo3 --sparse-v 1e-4 --logit-scale 4
 
     On a GPU the packed kernels stand beside float16 attention (torch's, cuDNN and flash), FlashInfer and vLLM's kernel
     where they are installed, the plain kernel, and decoding everything first, in one process, as replayed graphs.

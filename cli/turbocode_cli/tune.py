@@ -40,6 +40,9 @@ _CHECK_COLUMNS = {
     type=click.Choice(["fisher", "queries"]),
     help="What errors are weighed by.  [default: fisher where every dump has it]",
 )
+@click.option(
+    "--reach", type=click.IntRange(0), metavar="TOKENS", help="Longest context to come.  [default: 4 times the dumps']"
+)
 @click.option("--model", "model_name", metavar="DIR_OR_NAME", help="Check the recipe with this model (extra hf).")
 @click.option("--text", "text_path", type=FILE, metavar="FILE", help="Held-out text to check it on.")
 @click.option("--context", type=click.IntRange(4), default=2048, show_default=True, help="Tokens of a window of it.")
@@ -55,6 +58,7 @@ def command(
     output: Path,
     codecs: str | None,
     metric: Any,
+    reach: int | None,
     model_name: str | None,
     text_path: Path | None,
     context: int,
@@ -81,6 +85,8 @@ def command(
     from turbocode.policies.recipe import recipe_text
     from turbocode.training.tune import calibration_path, tune_codecs, tune_multirate
 
+    if codecs is not None and reach is not None:
+        raise OptionError("--reach prepares the basis of multirate; --codecs have none")
     if (model_name is None) != (text_path is None):
         raise OptionError("--model and --text go together: the recipe is checked with both, or not at all")
     check_output(output, force, dumps)
@@ -92,7 +98,7 @@ def command(
         n_tokens = sum(2 * layer.n_seqs * layer.n_tokens for source in sources for layer in source.layers)
         with progress("tune", n_tokens * sources[0].metadata.n_kv_heads, quiet) as advance:
             if names is None:
-                tuned = tune_multirate(sources, bits, advance, metric=metric)
+                tuned = tune_multirate(sources, bits, advance, metric=metric, reach=reach)
                 kind, sides, calibration = tuned.kind, tuned.sides, tuned.write(sources, bits, output, force=force)
             else:
                 kind, sides, recipe = tune_codecs(sources, bits, names, advance, metric=metric)

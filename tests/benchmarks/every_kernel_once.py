@@ -15,8 +15,10 @@ import numpy as np
 
 from turbocode.codecs import make_codec
 from turbocode.codecs.gpu_codec import GpuCodec
+from turbocode.codecs.gpu_prefill import GpuPrefill
 from turbocode.kernels._graph import Gpu
 from turbocode.kernels._launch import device_array
+from turbocode.kernels.attention.reference import decode_attention
 from turbocode.kernels.fwht import cuda as rotation_cuda
 from turbocode.kernels.fwht import rotation_for
 from turbocode.kernels.trellis import Trellis
@@ -27,6 +29,7 @@ CODECS = [
     *(("turbo3", 96), ("q4_0", 96), ("turbo3", 64), ("trellis1", 128), ("trellis2", 128), ("trellis3", 128)),
     *(("trellis4", 128), ("turbo3_tcq", 128), ("trellis2_l12", 128), ("trellis2", 80)),
 ]
+PROMPTS = (("turbo3", "turbo4", 128), ("trellis3", "q4_0", 128), ("turbo3", "trellis2", 96), ("f16", "turbo2", 256))
 N_VECTORS = 21  # no multiple of what a block handles
 
 
@@ -80,6 +83,25 @@ def searching(trellis: Trellis, rng: np.random.Generator) -> None:
     assert (trellis_cuda.viterbi(u, table, trellis)[0] == cpu.viterbi(u, table, trellis)[0]).all()
 
 
+def prompting(k: str, v: str, head_dim: int, gpu: Gpu, rng: np.random.Generator, n_tokens: int = 150) -> None:
+    codecs = [make_codec(name, head_dim) for name in (k, v)]
+    keys, values = rng.standard_normal((2, 1, 2, n_tokens, head_dim)).astype(np.float16)
+    queries = rng.standard_normal((1, 6, n_tokens - 7, head_dim)).astype(np.float16)
+    blocks = [codec.encode(x)[0] for codec, x in zip(codecs, (keys, values), strict=True)]
+    given = []
+    for host in (queries, *blocks):
+        given.append(gpu.empty(host.shape, str(host.dtype)))
+        gpu.upload(host, given[-1])
+    out, lse = gpu.empty(queries.shape, "float16"), gpu.empty(queries.shape[:-1], "float32")
+    GpuPrefill(*codecs)(*given, scale=head_dim**-0.5, out=out, lse=lse, stream=gpu.stream)
+    found = np.empty(queries.shape, np.float16)
+    gpu.download(out, found)
+    gpu.wait()
+    decoded = [codec.decode(part) for codec, part in zip(codecs, blocks, strict=True)]
+    expected, _ = decode_attention(queries, *decoded, np.arange(7, n_tokens)[None], scale=head_dim**-0.5)
+    assert np.linalg.norm(found - expected) <= 1e-3 * np.linalg.norm(expected), (k, v)
+
+
 def main() -> None:
     part, parts = (int(word) for word in sys.argv[1:3]) if len(sys.argv) > 2 else (0, 1)
     gpu, rng = Gpu(0), np.random.default_rng(0)
@@ -87,6 +109,7 @@ def main() -> None:
         *(lambda n=name, d=head_dim: coding(n, d, gpu, rng) for name, head_dim in CODECS),  # type: ignore[misc]
         *(lambda g=g: rotating(g, gpu, rng) for g in (16, 80, 128)),  # type: ignore[misc]
         *(lambda t=t: searching(t, rng) for t in (Trellis(1, 4, True), Trellis(2, 12, False))),  # type: ignore[misc]
+        *(lambda p=p: prompting(*p, gpu, rng) for p in PROMPTS),  # type: ignore[misc]
     ]
     for run in work[part::parts]:
         run()

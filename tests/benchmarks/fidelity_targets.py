@@ -18,30 +18,29 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.calibration_texts import WINDOWS, calibration_dump, corpora, scored_windows, text_digest
 from benchmarks.robustness_matrix import MAX_MEMORY, recipe
+from benchmarks.tuned_tables import BITS, MUST, PLAIN
 
 from turbocode.evaluation.model_evaluation import EvaluationMode, evaluate_policies
 from turbocode.integrations.hf_model import open_model
 from turbocode.policies import CachePolicy, read_recipe
 
-BITS = (2.2, 3.2, 4.2)
-PLAIN = ("trellis2", "trellis3", "trellis4", "trellis2:norm=unbiased", "trellis3:norm=unbiased", "turbo4")
 CONTEXTS = (1024, 2048, 4096)
 SCORED = "prose"
-MUST = {2.2: 0.0150, 3.2: 0.0033, 4.2: 0.0009}  # median KL divergence on lm-hd128, issue 6
-AIM = {2.2: 0.0105, 3.2: 0.0022, 4.2: 0.00055}
 
 
 def measured(folder: Path, texts: Path, work: Path) -> dict[str, Any]:
     """The document of one model: the main run, and the shorter table of each context length."""
     model, found = open_model(str(folder)), corpora(texts)
     dumps = [calibration_dump(model, corpus, work) for corpus in found.values()]
-    policies = [
-        CachePolicy(read_recipe(recipe(dumps, bits, work / f"{model.label}-tuned-{bits}.yaml")), name=f"tuned {bits}")
-        for bits in BITS
-    ]
+    reach = model.max_context
+    kinds = {f"tuned {bits}": recipe(dumps, bits, work / f"{model.label}-{bits}.yaml", reach) for bits in BITS}
+    policies = [CachePolicy(read_recipe(path), name=name) for name, path in kinds.items()]
     policies += [CachePolicy.of(name, name) for name in PLAIN]
-    by_queries = [(bits, recipe(dumps, bits, work / f"{model.label}-queries-{bits}.yaml", "queries")) for bits in BITS]
-    policies += [CachePolicy(read_recipe(path), name=f"tuned {bits}, by queries") for bits, path in by_queries]
+    for bits in BITS:
+        path = recipe(dumps, bits, work / f"{model.label}-queries-{bits}.yaml", reach, "queries")
+        policies.append(CachePolicy(read_recipe(path), name=f"tuned {bits}, by queries"))
+    near = recipe(dumps, 3.2, work / f"{model.label}-near.yaml", 0)
+    policies.append(CachePolicy(read_recipe(near), name="tuned 3.2, reach 0"))
     windows = scored_windows(model, found[SCORED], 2)
     document = evaluate_policies(model, windows, policies, EvaluationMode(), max_memory=MAX_MEMORY)
     document["calibrated"] = {
@@ -51,41 +50,15 @@ def measured(folder: Path, texts: Path, work: Path) -> dict[str, Any]:
     document["contexts"] = []
     for context in CONTEXTS:
         tokens = scored_windows(model, found[SCORED], max(1, 2048 // context), context)
-        result = evaluate_policies(model, tokens, policies[: 2 * len(BITS)], EvaluationMode(), max_memory=MAX_MEMORY)
+        result = evaluate_policies(
+            model, tokens, [*policies[: 2 * len(BITS)], policies[-1]], EvaluationMode(), max_memory=MAX_MEMORY
+        )
         codecs = [
             {key: codec[key] for key in ("name", "kl_mean", "kl_median", "kl_p999")} for codec in result["codecs"]
         ]
         document["contexts"].append({"context": context, "n_windows": len(tokens), "codecs": codecs})
         print(model.label, context, f"{result['seconds']:.0f} s", flush=True)
     return document
-
-
-def contexts_table(document: dict[str, Any]) -> list[str]:
-    """The lines of the table of context lengths: KL mean and its ratio to the plain trellis of the same rate."""
-    lines = [
-        "| context | "
-        + " | ".join(f"tuned {bits} | of `{plain}`" for bits, plain in zip(BITS, PLAIN, strict=False))
-        + " |"
-    ]
-    lines.append("| --- " * (1 + 2 * len(BITS)) + "|")
-    for row in document["contexts"]:
-        kl = {codec["name"]: codec["kl_mean"] for codec in row["codecs"]}
-        cells = [
-            f"{kl[f'tuned {bits}']:.5f} | {kl[f'tuned {bits}'] / kl[plain]:.3f}"
-            for bits, plain in zip(BITS, PLAIN, strict=False)
-        ]
-        lines.append(f"| {row['context']:,} | {' | '.join(cells)} |")
-    return lines
-
-
-def positions_table(document: dict[str, Any]) -> list[str]:
-    """The lines of the table of KL mean by position in the window."""
-    codecs = [codec for codec in document["codecs"] if codec["name"] in ("tuned 3.2", "trellis3")]
-    lines = ["| positions | " + " | ".join(f"`{codec['name']}`" for codec in codecs) + " |", "| --- " * 3 + "|"]
-    for buckets in zip(*(codec["by_position"] for codec in codecs), strict=True):
-        cells = " | ".join(f"{bucket['kl_mean']:.5f} ± {bucket['kl_mean_error']:.5f}" for bucket in buckets)
-        lines.append(f"| {buckets[0]['first']:,} to {buckets[0]['last']:,} | {cells} |")
-    return lines
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.calibration_texts import WINDOWS, calibration_dump, corpora, scored_windows, text_digest
+from benchmarks.tuned_tables import CALIBRATIONS, RECOMMENDED, matrix_summary, matrix_table
 
 from turbocode.codecs import make_codec
 from turbocode.dumps import open_dump
@@ -27,29 +28,19 @@ from turbocode.policies import CachePolicy, read_recipe
 from turbocode.training.tune import tune_multirate
 
 PLAIN = ("trellis2", "trellis3", "trellis4")
-CALIBRATIONS = {
-    "all three": ("prose", "code", "fiction"),
-    "prose": ("prose",),
-    "code": ("code",),
-    "fiction": ("fiction",),
-    "prose + code": ("prose", "code"),
-    "prose + fiction": ("prose", "fiction"),
-    "code + fiction": ("code", "fiction"),
-}
-RECOMMENDED = "all three"
 FIGURES = ("kl_mean", "kl_median", "kl_p999")
 MAX_MEMORY = 2 << 30
 
 
-def recipe(dumps: list[Path], bits: float, path: Path, metric: Any = None) -> Path:
+def recipe(dumps: list[Path], bits: float, path: Path, reach: int | None, metric: Any = None) -> Path:
     """The recipe that `turbocode tune` writes for these dumps."""
     with ExitStack() as files:
         sources = [files.enter_context(open_dump(dump)) for dump in dumps]
-        tune_multirate(sources, bits, metric=metric).write(sources, bits, path, force=True)
+        tune_multirate(sources, bits, metric=metric, reach=reach).write(sources, bits, path, force=True)
     return path
 
 
-def cells(folder: Path, texts: Path, work: Path, n_windows: int) -> list[dict[str, Any]]:
+def cells(folder: Path, texts: Path, work: Path, n_windows: int, only: tuple[str, ...]) -> list[dict[str, Any]]:
     """The rows of one model: calibration, scored, plain, bits, and each figure with that of the plain trellis."""
     model = open_model(str(folder))
     found = corpora(texts)
@@ -57,8 +48,11 @@ def cells(folder: Path, texts: Path, work: Path, n_windows: int) -> list[dict[st
     policies, labels = [CachePolicy.of(name, name) for name in PLAIN], []
     for plain in PLAIN:
         bits = make_codec(plain, model.layers[0].key_dim).bits_per_value
-        for label, names in CALIBRATIONS.items():
-            path = recipe([dumps[name] for name in names], bits, work / f"{model.label}-{plain}-{len(labels)}.yaml")
+        for label in only:
+            names = CALIBRATIONS[label]
+            path = work / f"{model.label}-{plain}-{len(labels)}.yaml"
+            reach = model.max_context if label == RECOMMENDED else 0
+            recipe([dumps[name] for name in names], bits, path, reach)
             policies.append(CachePolicy(read_recipe(path), name=label))
             labels.append((plain, label))
     rows = []
@@ -78,48 +72,18 @@ def cells(folder: Path, texts: Path, work: Path, n_windows: int) -> list[dict[st
     return rows
 
 
-def table(document: dict[str, Any]) -> list[str]:
-    """The lines of docs/fidelity.md: ratios of KL means to the plain trellis, the worst first."""
-    lines = [
-        "| calibrated on | scored on | model | 2.1 bits | 3.1 bits | 4.1 bits | worst of 99.9 % |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    rows: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
-    for cell in document["cells"]:
-        rows.setdefault((cell["calibration"], cell["scored"], cell["model"]), []).append(cell)
-    for names, found in sorted(rows.items(), key=lambda row: -max(cell["ratio_kl_mean"] for cell in row[1])):
-        means = [f"{cell['ratio_kl_mean']:.3f}" for cell in sorted(found, key=lambda cell: cell["bits_per_value"])]
-        tail = max(cell["ratio_kl_p999"] for cell in found)
-        lines.append(f"| {' | '.join((*names, *means))} | {tail:.3f} |")
-    return lines
-
-
-def summary(document: dict[str, Any]) -> list[str]:
-    """The lines of the short table: each calibration's worst and mean ratio over texts, models and bits."""
-    lines = [
-        "| calibrated on | worst ratio of the mean | average | worst of the median | worst of 99.9 % | cells |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for label in CALIBRATIONS:
-        rows = [row for row in document["cells"] if row["calibration"] == label]
-        means = [row["ratio_kl_mean"] for row in rows]
-        worst = [max(row[f"ratio_{key}"] for row in rows) for key in ("kl_median", "kl_p999")]
-        figures = " | ".join(f"{x:.3f}" for x in (max(means), sum(means) / len(means), *worst))
-        lines.append(f"| {label} | {figures} | {len(rows)} |")
-    return lines
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", type=Path, nargs="+")
     parser.add_argument("--texts", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True, help="folder for dumps and recipes, kept")
     parser.add_argument("--windows", type=int, default=1)
+    parser.add_argument("--only", nargs="+", choices=list(CALIBRATIONS), help="add these to the cells that OUT has")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     given.work.mkdir(exist_ok=True)
     found = corpora(given.texts)
-    document = {
+    document: dict[str, Any] = {
         "windows_scored": given.windows,
         "windows_calibrated": WINDOWS,
         "context": 2048,
@@ -128,10 +92,16 @@ def main() -> None:
             for name, c in found.items()
         },
         "recommended": RECOMMENDED,
-        "cells": [row for folder in given.models for row in cells(folder, given.texts, given.work, given.windows)],
+        "cells": [],
     }
+    only = tuple(given.only or CALIBRATIONS)
+    if given.only:
+        before = json.loads(given.out.read_text())["cells"]
+        document["cells"] = [cell for cell in before if cell["calibration"] not in only]
+    for folder in given.models:
+        document["cells"] += cells(folder, given.texts, given.work, given.windows, only)
     given.out.write_text(json.dumps(document, indent=1) + "\n")
-    print("\n".join([*summary(document), "", *table(document)]))
+    print("\n".join([*matrix_summary(document), "", *matrix_table(document)]))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from turbocode.codecs import (
     multirate_from_calibration,
 )
 from turbocode.conversion import dequantize_file, quantize_dump
-from turbocode.dumps import create_calibration, open_dump, open_quantized
+from turbocode.dumps import DumpMetadata, create_calibration, open_dump, open_quantized
 from turbocode.errors import DataError, OptionError
 from turbocode.evaluation.verification import verify_file
 from turbocode.kernels.multirate import basis, reference
@@ -185,6 +185,14 @@ def test_descriptions_that_disagree_are_refused(rng: np.random.Generator) -> Non
     ):
         with pytest.raises(DataError):
             coder_from_description({**description, **change}, arrays)
+    about, entry = codec.calibration_entry()
+    hostile = {"gain_base": 10**400, "stretch": [10**400] * 9, "searches": 10**400}
+    for key, value in hostile.items():
+        with pytest.raises(DataError):
+            multirate_from_calibration({**about, key: value}, entry, 2, 64)
+    for name, factor in (("sigma", 1e30), ("column_scale", 0.0), ("row_scale", 0.0)):
+        with pytest.raises(DataError), np.errstate(over="ignore"):
+            multirate_from_calibration(about, {**entry, name: entry[name] * np.float32(factor)}, 2, 64)
     with pytest.raises(DataError, match="array sigma"):
         coder_from_description(description, {**arrays, "sigma": arrays["sigma"] * 2})
     about, entry = codec.calibration_entry()
@@ -217,3 +225,13 @@ def test_what_multirate_cannot_do_is_refused(calibrated: Path, rng: np.random.Ge
         codec.decode(np.zeros((2, 5), np.uint8))
     blocks, report = codec.encode(np.full((1, 32), 1e38))
     assert report.saturated_vectors == 1 and blocks[0, 0] == 255
+
+
+def test_a_calibration_without_multirate_says_what_makes_one(tmp_path: Path) -> None:
+    about = DumpMetadata("float16", 1, 2, 1, 32, 32**-0.5, 0.0)
+    with create_calibration(tmp_path / "c.h5", about, provenance={}, dump_sha256="0" * 64):
+        pass
+    recipe = parse_recipe({"k": "multirate", "calibration": str(tmp_path / "c.h5")})
+    with pytest.raises(DataError) as error:
+        resolve_coder(recipe, 0, "keys", 32, 1)
+    assert error.value.hint is not None and "turbocode tune" in error.value.hint

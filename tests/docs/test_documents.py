@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 from benchmarks.fidelity_table import comparison, spread, table
+from benchmarks.transform_table import table as transform_table
+from benchmarks.tuned_tables import AIM, BITS, MUST, contexts_table, matrix_summary, matrix_table, positions_table
 
 from turbocode.dumps import open_dump
 from turbocode.evaluation.sweep import sweep_codecs
@@ -102,6 +104,36 @@ def test_the_tables_of_fidelity_are_those_of_the_runs(model: str) -> None:
         assert "\n".join(comparison(document)) in text
         chunked = json.loads((ROOT / "docs" / "benchmarks" / f"fidelity-{model}-chunks.json").read_text())
         assert chunked["mode"] == "chunks of 256" and "\n".join(spread(document, chunked)) in text
+
+
+def test_the_table_of_transforms_is_that_of_the_runs() -> None:
+    folder = ROOT / "docs" / "benchmarks"
+    documents = [json.loads((folder / f"transforms-{model}.json").read_text()) for model in ("lm-tiny", "lm-hd128")]
+    assert "\n".join(transform_table(documents)) in (ROOT / "docs" / "fidelity.md").read_text()
+
+
+@pytest.mark.parametrize("model", ["lm-hd128", "lm-tiny"])
+def test_the_tables_of_tuned_recipes_are_those_of_the_runs(model: str) -> None:
+    text = (ROOT / "docs" / "fidelity.md").read_text()
+    document = json.loads((ROOT / "docs" / "benchmarks" / f"tuned-{model}.json").read_text())
+    assert "\n".join(table(document)) in text and "\n".join(contexts_table(document)) in text
+    if model == "lm-hd128":
+        assert "\n".join(positions_table(document)) in text
+        tuned = {codec["name"]: codec for codec in document["codecs"]}
+        for bits in BITS:
+            assert tuned[f"tuned {bits}"]["bits_per_value"] <= bits
+            assert tuned[f"tuned {bits}"]["kl_median"] <= MUST[bits] and AIM[bits] < MUST[bits]
+
+
+def test_the_matrix_of_calibrations_is_that_of_the_run() -> None:
+    text = (ROOT / "docs" / "fidelity.md").read_text()
+    document = json.loads((ROOT / "docs" / "benchmarks" / "robustness.json").read_text())
+    assert "\n".join(matrix_table(document)) in text and "\n".join(matrix_summary(document)) in text
+    best = [cell for cell in document["cells"] if cell["calibration"] == document["recommended"]]
+    assert len(best) == 18 and all(cell["bits_per_value"] <= cell["plain_bits_per_value"] for cell in best)
+    ratios = [cell["ratio_kl_mean"] for cell in best]
+    assert max(ratios) < 1 and sum(ratios) / len(ratios) < 0.7
+    assert all(cell["ratio_kl_median"] < 1 and cell["ratio_kl_p999"] < 1 for cell in best)
 
 
 @pytest.mark.skipif(find_spec("transformers") is None, reason="needs the extra hf (torch and transformers)")

@@ -29,7 +29,7 @@ MULTIRATE_CODEC_VERSION = 1
 _CODEBOOK = "codebook"  # the array that files hold beside those of the calibration
 LIMIT, CODED_LIMIT = np.float32(2.0**60), np.float32(2.0**50)  # beyond them values are cut, so that no sum overflows
 _LARGEST_GAIN = 255
-_LARGEST_STRETCH = 2.0
+_LARGEST_STRETCH, _LARGEST_NUMBER = 2.0, 1e38
 _DTYPES = {
     "basis": np.int8,
     "row_scale": np.float32,
@@ -345,4 +345,5 @@ def _made(
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Whether JSON gave a number that float32 can hold."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST_NUMBER

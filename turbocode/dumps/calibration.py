@@ -64,7 +64,11 @@ class Calibration:
                 f"{name} was not calibrated; stored are {there}",
                 file=self.path,
                 object=f"/layers/{layer}/{side}",
-                hint=f"turbocode calibrate DUMP -o FILE --{side[0]} {name.replace('.', '+')}",
+                hint=(
+                    "turbocode tune DUMP --bits 3 -o RECIPE"
+                    if name == "multirate"
+                    else f"turbocode calibrate DUMP -o FILE --{side[0]} {name.replace('.', '+')}"
+                ),
             )
         return found
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from turbocode.dumps import Dump
 from turbocode.errors import OptionError
+from turbocode.training.rope_shift import average_matrix, average_vector
 from turbocode.transforms.statistics import SideStatistics, collect_statistics
 
 Floats = NDArray[np.float64]
@@ -71,10 +72,17 @@ def metric_kind(dumps: Sequence[Dump], wanted: MetricKind | None = None) -> Metr
 
 
 def side_moments(
-    dumps: Sequence[Dump], number: int, side: str, kind: MetricKind, advance: Callable[[int], None] | None = None
+    dumps: Sequence[Dump],
+    number: int,
+    side: str,
+    kind: MetricKind,
+    advance: Callable[[int], None] | None = None,
+    *,
+    reach: int = 0,
 ) -> SideMoments:
     """Moments and metric of one side of layer `number`, every token of every dump counting alike.
 
+    reach : positions that keys are prepared for beyond those of the dumps, by turning half of them (rope_shift)
     advance : called with the number of tokens just read of a head. Raises OptionError for too few tokens, DataError.
     """
     found = [collect_statistics(dump, dump.layers[number], side, advance=advance) for dump in dumps]
@@ -91,6 +99,12 @@ def side_moments(
         metric += w * _metric(dump, number, one, kind)
     if kind == "queries" and side == "values":
         metric *= (2.0 / np.maximum(covariance.trace(axis1=1, axis2=2), np.finfo(np.float64).tiny))[:, None, None]
+    theta = dumps[0].metadata.rope_theta
+    if reach and theta and side == "keys":
+        moment = covariance + mean[:, :, None] * mean[:, None, :]
+        moment, metric = ((x + average_matrix(x, theta, reach)) / 2 for x in (moment, metric))
+        mean = (mean + average_vector(mean, theta, reach)) / 2
+        covariance = moment - mean[:, :, None] * mean[:, None, :]
     return SideMoments(found[0].layer, side, n_tokens, mean, covariance, with_ridge(metric), kind)
 
 

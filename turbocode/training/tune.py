@@ -34,6 +34,7 @@ from turbocode.training.spectrum import Spectrum, spectrum_of
 Side = tuple[int, str]
 Advance = Callable[[int], None]
 SAMPLE_TOKENS = 512  # of a head, on which a codec's cost is measured
+REACH = 4  # contexts of the calibration that a cache is taken to grow to, unless one says how long it gets
 LAW, SEARCHES = "whitened", 3  # measured: a first gain by energy, or one search, costs up to twice the divergence
 
 
@@ -55,21 +56,29 @@ class TunedSide:
 
 
 def tune_multirate(
-    dumps: Sequence[Dump], bits: float, advance: Advance | None = None, *, metric: MetricKind | None = None
+    dumps: Sequence[Dump],
+    bits: float,
+    advance: Advance | None = None,
+    *,
+    metric: MetricKind | None = None,
+    reach: int | None = None,
 ) -> TunedMultirate:
     """The multi-rate trellis of every layer and side at `bits` bits a value in all, everything stored counted.
 
     dumps : of one model, over different texts; every token counts alike
     metric : what errors are weighed by; None: `fisher` where the dumps have it
+    reach : the longest context that the cache will hold; None: REACH times that of the dumps
     advance : called with the number of tokens just read of a head
     Raises OptionError for bits that the format cannot have, dumps that do not belong together or say too little.
     """
     kind, moments = metric_kind(dumps, metric), {}
     head_dim = dumps[0].metadata.head_dim
+    if reach is None:
+        reach = REACH * max(dump.layers[0].n_tokens for dump in dumps)
     if head_dim % RUN_CHANNELS:
         raise OptionError(f"head_dim is {head_dim}; {MULTIRATE} codes runs of {RUN_CHANNELS} channels", hint="--codecs")
     for key in _sides(dumps):
-        moments[key] = side_moments(dumps, *key, kind, advance)
+        moments[key] = side_moments(dumps, *key, kind, advance, reach=reach)
     spectra = {key: spectrum_of(found) for key, found in moments.items()}
     nmse = (1.0, *multirate_codebook().nmse)
     costs = {key: spectrum.run_costs(RUN_CHANNELS) for key, spectrum in spectra.items()}
@@ -97,7 +106,7 @@ def tune_multirate(
                 tuple(int(rate) for rate in rates[key]),
             )
         )
-    return TunedMultirate(kind, tuple(rows), codecs)
+    return TunedMultirate(kind, reach, tuple(rows), codecs)
 
 
 def _codec(spectrum: Spectrum, rates: NDArray[np.int64]) -> MultirateCodec:
@@ -106,9 +115,10 @@ def _codec(spectrum: Spectrum, rates: NDArray[np.int64]) -> MultirateCodec:
 
 @dataclass(frozen=True, eq=False)
 class TunedMultirate:
-    """kind : of the metric; sides : what each got; codecs : by (layer number, side)"""
+    """kind : of the metric; reach : positions prepared for; sides : what each got; codecs : by (layer number, side)"""
 
     kind: MetricKind
+    reach: int
     sides: tuple[TunedSide, ...]
     codecs: dict[Side, MultirateCodec]
 
@@ -120,7 +130,7 @@ class TunedMultirate:
         calibration = calibration_path(output)
         digests = [dump.content_sha256() for dump in dumps]
         about = provenance("turbocode tune")
-        about["bits"], about["metric"] = bits, self.kind
+        about["bits"], about["metric"], about["reach"] = bits, self.kind, self.reach
         about["dumps"] = [
             {
                 "sha256": digest,

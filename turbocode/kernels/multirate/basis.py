@@ -38,14 +38,17 @@ def quantize_basis(
 
 def basis_matrix(quants: NDArray[np.int8], rows: NDArray[np.float32], columns: NDArray[np.float32]) -> NDArray[Any]:
     """float32 (D, D): (quant * row scale) * column scale."""
-    return quants.astype(np.float32) * rows[:, None] * columns[None, :]
+    with np.errstate(over="ignore"):  # inverse_matrix refuses what becomes infinite
+        return quants.astype(np.float32) * rows[:, None] * columns[None, :]
 
 
 def inverse_matrix(matrix: NDArray[np.float32]) -> NDArray[np.float32]:
     """float32 (D, D), by Gauss-Jordan elimination in float64 with the largest pivot of a column.
 
-    Raises DataError for a matrix that has none.
+    Raises DataError for a matrix that has none in float32.
     """
+    if not np.isfinite(matrix).all():
+        raise DataError("a multirate basis leaves the range of float32: its calibration is damaged")
     size = len(matrix)
     work = np.concatenate((matrix.astype(np.float64), np.eye(size)), axis=1)
     least = _LEAST_PIVOT * float(np.abs(work[:, :size]).max())
@@ -59,4 +62,8 @@ def inverse_matrix(matrix: NDArray[np.float32]) -> NDArray[np.float32]:
         factors = work[:, column].copy()
         factors[column] = 0.0
         work -= factors[:, None] * work[column]
-    return work[:, size:].astype(np.float32)
+    with np.errstate(over="ignore"):
+        inverse = work[:, size:].astype(np.float32)
+    if not np.isfinite(inverse).all():
+        raise DataError("the inverse of a multirate basis leaves the range of float32: its calibration is damaged")
+    return inverse

@@ -94,7 +94,8 @@ class MultirateSide:
             raise OptionError(f"tables are {self.tables.dtype} {self.tables.shape}; float32 (9, states) are needed")
         channels, rates = self.block_format.steps()
         scale = sigma[channels]
-        square = scale * scale
+        with np.errstate(over="ignore"):
+            square = scale * scale
         if not (np.isfinite(square).all() and (square >= np.finfo(np.float32).tiny).all()):
             raise OptionError("sigma must be positive, and its square a normal float32, where the schedule has bits")
         object.__setattr__(self, "sigma", sigma)
