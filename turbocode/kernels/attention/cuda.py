@@ -9,7 +9,7 @@ import numpy as np
 
 from turbocode.errors import OptionError
 from turbocode.kernels import _launch
-from turbocode.kernels._cuda import has_bulk_copies, shared_limits
+from turbocode.kernels._cuda import has_bulk_copies, multiprocessors, shared_limits
 from turbocode.kernels._launch import device_array, look, stream_handle
 from turbocode.kernels.attention.attend_kernel import N_ARGS, attend_kernel
 from turbocode.kernels.attention.attend_variant import (
@@ -38,7 +38,8 @@ class Shape(NamedTuple):
 
 
 # The first that fits the shared memory, with tables as large as possible. Scalar codebooks are read nearly as fast from
-# small tables, so that two blocks of a multiprocessor, one of which works while the other begins or ends, come first.
+# small tables, so that two blocks of a multiprocessor, one of which works while the other begins or ends, come first;
+# but short caches are divided among as few blocks as possible.
 SHAPES = (
     Shape(8, 2, 2),
     Shape(16, 1, 3),
@@ -49,6 +50,7 @@ SHAPES = (
 )
 WIDE_SHAPES = (Shape(8, 1, 2), Shape(4, 1, 2), Shape(1, 1, 2))
 TABLE_BYTES = (1 << 17, 1 << 16, 1 << 15, 1 << 13, 1 << 11, 0)  # at most, of one table
+SHORT = 4096  # keys a multiprocessor
 FULL_PAIRS = 128  # times the number of pairs of indices: bytes of a table of pairs that has a copy for each lane
 
 
@@ -209,7 +211,8 @@ class DecodeAttention:
             gains is not None,
             self.skipping.is_on,
         )
-        variant = self._fitted(variant, queries.device, sums * n_tiles > MAX_WIDE_SUMS)
+        n_vectors = n_seqs * n_kv_heads * n_tokens
+        variant = self._fitted(variant, queries.device, sums * n_tiles > MAX_WIDE_SUMS, n_vectors)
         kernel, layout = attend_kernel(variant), shared_layout(variant)
         threads = WARP * variant.n_warps
         groups = -(-columns // (COLUMNS * n_tiles))
@@ -253,15 +256,18 @@ class DecodeAttention:
             self._tables[key] = _launch.upload(lookup_words(side.block_format, side.centroids, lookup), device)
         return self._tables[key]
 
-    def _fitted(self, variant: AttendVariant, device: int, is_wide: bool) -> AttendVariant:
+    def _fitted(self, variant: AttendVariant, device: int, is_wide: bool, n_vectors: int) -> AttendVariant:
         """The variant with the layout and the copies of tables that the device's shared memory holds."""
         per_block, per_multiprocessor = shared_limits(device)
         shapes = (self.shape,) if self.shape else WIDE_SHAPES if is_wide else SHAPES
         pairs = [(shape, most) for most in TABLE_BYTES for shape in shapes]
-        if not (variant.key_format.is_trellis or variant.value_format.is_trellis):
-            bits = max(variant.key_format.bits, variant.value_format.bits)
-            sizes = (FULL_PAIRS << 2 * bits,) if is_wide else TABLE_BYTES[:-1]
-            pairs = [(shapes[0], most) for most in sizes if most >= FULL_PAIRS << 2 * bits] + pairs
+        is_scalar = not (variant.key_format.is_trellis or variant.value_format.is_trellis)
+        if is_scalar and (is_wide or n_vectors > SHORT * multiprocessors()):
+            full = FULL_PAIRS << 2 * max(variant.key_format.bits, variant.value_format.bits)
+            sizes = (full,) if is_wide else [most for most in TABLE_BYTES if most >= full]
+            pairs = [(shapes[0], most) for most in sizes] + pairs
+        elif is_scalar:
+            pairs = [pair for pair in pairs if pair[0].blocks_at_once == 1] or pairs
         for shape, most in pairs:
             found = replace_shape(variant, shape, most)
             room = min(per_block, per_multiprocessor // shape.blocks_at_once - RESERVED)
