@@ -2,8 +2,9 @@
 
     python tests/benchmarks/attention_targets.py FILE.json [--codec NAME ...] [--shape NAME ...] [--repeats N]
     python tests/benchmarks/attention_targets.py FILE.json --draw FILE.png
+    python tests/benchmarks/attention_targets.py FILE.json --table
 
-Kernels are compiled first, on all cores. FILE.json is written anew after each shape. Drawing needs no GPU. Needs NumPy
+Kernels are compiled first, on all cores. FILE.json is written anew after each shape. Drawing and tables need no GPU. Needs NumPy
 and numba-cuda, torch for float16's times; of turbocode's other dependencies none.
 """
 
@@ -80,6 +81,26 @@ def lines_of(shape: dict[str, Any]) -> list[str]:
     return lines
 
 
+def table_of(result: dict[str, Any]) -> list[str]:
+    """Markdown: a codec a row, microseconds and ratio to the best float16 at each shape."""
+    shapes = [shape for shape in result["shapes"] if not shape["problem"]]
+    best = {shape["name"]: min(row["seconds"] for row in shape["float16"] if row["seconds"]) for shape in shapes}
+    head = ["codec", *best, "must / aim", "error at most"]
+    lines = [f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
+    lines.append(f"| best float16 | {' | '.join(f'{1e6 * seconds:.1f}' for seconds in best.values())} | | |")
+    for number, codec in enumerate(row["k"] for row in shapes[0]["codecs"]):
+        rows = {shape["name"]: shape["codecs"][number] for shape in shapes}
+        cells = []
+        for name, row in rows.items():
+            goal = target_of(codec, name)
+            mark = "**" if goal is not None and row["ratio"] < goal[0] else ""
+            cells.append(f"{1e6 * row['seconds']:.1f}: {mark}{row['ratio']:.2f}x{mark}")
+        goal, error = TARGETS.get(codec), max(row["relative_error"] for row in rows.values())
+        wanted = f"{goal[0]:.1f} / {goal[1]:.1f}" if goal else "-"
+        lines.append(f"| `{codec}` | {' | '.join(cells)} | {wanted} | {error:.1e} |")
+    return lines
+
+
 def measure(args: argparse.Namespace) -> None:
     """Compile, measure, print and write."""
     from turbocode.evaluation.attention_shapes import TARGET_SHAPES
@@ -108,6 +129,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
     parser.add_argument("--draw", type=Path)
+    parser.add_argument("--table", action="store_true")
     parser.add_argument("--codec", action="append")
     parser.add_argument("--shape", action="append")
     parser.add_argument("--device", type=int, default=0)
@@ -118,6 +140,8 @@ def main() -> None:
         from turbocode.evaluation.attention_plots import plot_attention
 
         plot_attention(args.draw, json.loads(args.file.read_text()), force=True)
+    elif args.table:
+        print("\n".join(table_of(json.loads(args.file.read_text()))))
     else:
         measure(args)
 
