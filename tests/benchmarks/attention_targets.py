@@ -4,8 +4,8 @@
     python tests/benchmarks/attention_targets.py FILE.json --draw FILE.png
     python tests/benchmarks/attention_targets.py FILE.json --table
 
-Kernels are compiled first, on all cores. FILE.json is written anew after each shape. Drawing and tables need no GPU. Needs NumPy
-and numba-cuda, torch for float16's times; of turbocode's other dependencies none.
+Kernels are compiled first, on all cores. FILE.json is written anew after each shape. Drawings and tables need no GPU;
+the rest needs NumPy and numba-cuda, torch for float16's times, and of turbocode's other dependencies none.
 """
 
 from __future__ import annotations
