@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from turbocode.evaluation.attention_shapes import AttentionShape
 
 CPU_REPEATS, GPU_REPEATS = 7, 20
-_SIZES = ("batch", "tokens", "q_heads", "kv_heads", "head_dim")
 _COUNT = click.IntRange(1)
 _WEIGHT, _POSITIVE = click.FloatRange(0, 1, max_open=True), click.FloatRange(0, min_open=True)
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from turbocode.codecs.codec import Codec
+from turbocode.codecs.gpu_sides import gpu_sides
 from turbocode.codecs.multirate_codec import MultirateCodec
-from turbocode.errors import OptionError
 from turbocode.kernels.attention.skipping import EVERYTHING, Skipping
 
 
@@ -33,29 +31,15 @@ class GpuAttention:
     ) -> None:
         from turbocode.kernels.attention.attend_variant import is_direct
         from turbocode.kernels.attention.cuda import DecodeAttention
-        from turbocode.kernels.attention.gpu_arrays import Side
         from turbocode.kernels.attention.plain_cuda import PlainAttention
-        from turbocode.kernels.fwht import rotation_for
 
-        if key_codec.head_dim != value_codec.head_dim:
-            raise OptionError(
-                f"{key_codec.name} has head_dim {key_codec.head_dim}, {value_codec.name} {value_codec.head_dim}; "
-                "one is needed"
-            )
         self.key_codec, self.value_codec = key_codec, value_codec
-        sides, is_known = [], True
-        for codec in (key_codec, value_codec):
-            if isinstance(codec, MultirateCodec):
-                form: Any = codec.block_format
-                sides.append(Side(form, rotation_for(codec.head_dim, "none"), codec.gpu_table()))
-                is_known = False
-                continue
-            tables = [codec.tables(head)[0] for head in range(max(1, len(codec.codebooks)))]
-            sides.append(Side(codec.block_format, codec.rotation, np.stack(tables)))
-            is_known = is_known and is_direct(codec.block_format)
+        is_known = not any(
+            isinstance(c, MultirateCodec) or not is_direct(c.block_format) for c in (key_codec, value_codec)
+        )
         self.is_plain = is_plain or not is_known
         kind = PlainAttention if self.is_plain else DecodeAttention
-        self._attend = kind(sides[0], sides[1], key_codec.head_dim)
+        self._attend = kind(*gpu_sides(key_codec, value_codec), key_codec.head_dim)
         self._attend.skipping = skipping.check()
 
     def __call__(

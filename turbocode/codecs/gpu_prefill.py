@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from turbocode.codecs.codec import Codec
-from turbocode.errors import OptionError
+from turbocode.codecs.gpu_sides import gpu_sides
 
 
 class GpuPrefill:
@@ -18,20 +16,10 @@ class GpuPrefill:
     """
 
     def __init__(self, key_codec: Codec, value_codec: Codec) -> None:
-        from turbocode.kernels.attention.gpu_arrays import Side
         from turbocode.kernels.attention.prefill_cuda import PrefillAttention
 
-        if key_codec.head_dim != value_codec.head_dim:
-            raise OptionError(
-                f"{key_codec.name} has head_dim {key_codec.head_dim}, {value_codec.name} {value_codec.head_dim}; "
-                "one is needed"
-            )
         self.key_codec, self.value_codec = key_codec, value_codec
-        sides = []
-        for codec in (key_codec, value_codec):
-            tables = [codec.tables(head)[0] for head in range(max(1, len(codec.codebooks)))]
-            sides.append(Side(codec.block_format, codec.rotation, np.stack(tables)))
-        self._attend = PrefillAttention(sides[0], sides[1], key_codec.head_dim)
+        self._attend = PrefillAttention(*gpu_sides(key_codec, value_codec), key_codec.head_dim)
 
     def __call__(
         self,

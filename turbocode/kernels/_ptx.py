@@ -326,12 +326,6 @@ store_shared_u32x4 = instruction(
 )
 
 
-shift_right_wide = instruction(
-    "shf.r.wrap.b32 $0, $1, $2, $3;",
-    u32,
-    (u32, u32, u32),
-    lambda low, high, n: ((int(high) << 32 | int(low)) >> (int(n) & 31)) & 0xFFFFFFFF,
-)
 # 2**x to about 22 bits; subnormal numbers are 0.
 power_of_two = instruction("ex2.approx.ftz.f32 $0, $1;", f32, (f32,), _rounded(lambda a: np.exp2(np.float64(a))))
 logarithm_of_two = instruction("lg2.approx.ftz.f32 $0, $1;", f32, (f32,), _rounded(lambda a: np.log2(np.float64(a))))

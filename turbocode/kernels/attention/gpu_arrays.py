@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from turbocode.errors import OptionError
 from turbocode.formats import BlockFormat
 from turbocode.kernels import _launch
-from turbocode.kernels._launch import DeviceArray
+from turbocode.kernels._launch import DeviceArray, device_array
 from turbocode.kernels.fwht.hadamard import Rotation
 from turbocode.kernels.gpu_call import check_blocks, check_vectors
 
@@ -30,6 +30,17 @@ class Side:
     block_format: BlockFormat  # or a MultirateFormat, which the plain kernel alone knows
     rotation: Rotation
     centroids: NDArray[np.float32]
+
+
+def open_arrays(
+    queries: Any, keys: Any, values: Any, last_token: Any, out: Any, lse: Any, pages: Any, gains: Any
+) -> tuple[Any, Any, list[Any]]:
+    """(out, lse, all eight as DeviceArray or None), out and lse made like the queries where none are given."""
+    like = device_array(queries)
+    out = _launch.empty(like, like.shape, like.dtype) if out is None else out
+    lse = _launch.empty(like, like.shape[:-1], "float32") if lse is None else lse
+    given = queries, keys, values, last_token, out, lse, pages, gains
+    return out, lse, [None if array is None else device_array(array) for array in given]
 
 
 def check_arrays(arrays: Sequence[Any], key_side: Side, value_side: Side, d: int) -> tuple[int, int, int]:

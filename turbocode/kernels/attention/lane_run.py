@@ -86,8 +86,8 @@ def interleaver(width: int, source: int, rest: int, crosses: bool, target: int, 
         a, b = xa[source], xb[source]
         if rest:
             if crosses:
-                a = _ptx.shift_right_wide(a, xa[source + 1], uint32(rest))
-                b = _ptx.shift_right_wide(b, xb[source + 1], uint32(rest))
+                a = _ptx.funnel_shift_right(a, xa[source + 1], uint32(rest))
+                b = _ptx.funnel_shift_right(b, xb[source + 1], uint32(rest))
             else:
                 a, b = uint32(a >> uint32(rest)), uint32(b >> uint32(rest))
         # Bits of one where the mask is set, of the other elsewhere: one instruction in this form.

@@ -12,7 +12,7 @@ from turbocode.formats import BlockFormat, MultirateFormat
 from turbocode.kernels import _launch
 from turbocode.kernels._cuda import multiprocessors
 from turbocode.kernels._launch import DeviceArray, device_array, stream_handle
-from turbocode.kernels.attention.gpu_arrays import LOG2_E, Side, check_arrays, float_bits
+from turbocode.kernels.attention.gpu_arrays import LOG2_E, Side, check_arrays, float_bits, open_arrays
 from turbocode.kernels.attention.merge_kernel import THREADS as MERGE_THREADS
 from turbocode.kernels.attention.merge_kernel import merge_kernel
 from turbocode.kernels.attention.plain_kernel import N_ARGS, WARP, WARPS, PlainVariant, plain_kernel
@@ -52,11 +52,7 @@ class PlainAttention:
         lse: Any = None,
         stream: Any = None,
     ) -> tuple[Any, Any]:
-        like = device_array(queries)
-        out = _launch.empty(like, like.shape, like.dtype) if out is None else out
-        lse = _launch.empty(like, like.shape[:-1], "float32") if lse is None else lse
-        given = queries, keys, values, last_token, out, lse, pages, gains
-        arrays: list[Any] = [None if array is None else device_array(array) for array in given]
+        out, lse, arrays = open_arrays(queries, keys, values, last_token, out, lse, pages, gains)
         n_seqs, n_heads, n_rows = check_arrays(arrays, self.keys, self.values, self.head_dim)
         q, k, v, last, _, _, page_table, gain_table = arrays
         if 0 in (n_seqs, n_heads, n_rows):
@@ -70,7 +66,7 @@ class PlainAttention:
         n_row_blocks = n_seqs * n_heads * n_rows
         wanted = n_blocks or -(-BLOCKS_PER_MULTIPROCESSOR * multiprocessors() // n_row_blocks)
         n_splits = max(1, min(wanted, -(-n_tokens // MIN_SPLIT_TOKENS)))
-        parts, part_lses = self._room(device, handle, (n_splits, *like.shape))
+        parts, part_lses = self._room(device, handle, (n_splits, *q.shape))
         variant = PlainVariant(
             _compiled_format(self.keys.block_format),
             _compiled_format(self.values.block_format),

@@ -10,7 +10,7 @@ from turbocode.kernels import _launch
 from turbocode.kernels._cuda import shared_limits
 from turbocode.kernels._launch import DeviceArray, device_array, stream_handle
 from turbocode.kernels.attention.eight_values import is_known, lookup_of_pairs
-from turbocode.kernels.attention.gpu_arrays import LOG2_E, Side, check_arrays, float_bits
+from turbocode.kernels.attention.gpu_arrays import LOG2_E, Side, check_arrays, float_bits, open_arrays
 from turbocode.kernels.attention.lookup import lookup_words, table_scale
 from turbocode.kernels.attention.prefill_kernel import N_ARGS, prefill_kernel
 from turbocode.kernels.attention.prefill_variant import WARP, WORD, PrefillVariant, prefill_layout
@@ -73,11 +73,7 @@ class PrefillAttention:
         lse: Any = None,
         stream: Any = None,
     ) -> tuple[Any, Any]:
-        like = device_array(queries)
-        out = _launch.empty(like, like.shape, like.dtype) if out is None else out
-        lse = _launch.empty(like, like.shape[:-1], "float32") if lse is None else lse
-        given = queries, keys, values, last_token, out, lse, None, gains
-        arrays: list[Any] = [None if array is None else device_array(array) for array in given]
+        out, lse, arrays = open_arrays(queries, keys, values, last_token, out, lse, None, gains)
         n_seqs, n_heads, n_rows = check_arrays(arrays, self.keys, self.values, self.head_dim)
         q, k, _, last, target, _, _, _ = arrays
         n_tokens = k.shape[2]
@@ -92,7 +88,7 @@ class PrefillAttention:
             return out, lse
         handle = stream_handle(stream, q.stream)
         rotated, wanted = self._is_direct(q, self.keys), self._is_direct(target, self.values)
-        room = None if rotated and wanted else _launch.empty(like, like.shape, "float16")
+        room = None if rotated and wanted else _launch.empty(q, q.shape, "float16")
         source = q if rotated else device_array(room)
         if not rotated:
             rotate(queries, self.keys.rotation, out=room, stream=handle)

@@ -81,7 +81,7 @@ def of_bytes(form: BlockFormat, values: int, parts: int) -> Reading:
         fetch(tile, places, first, offset, x)
         if copies == 2:
             for w in range(words):
-                x[words + w] = _ptx.shift_right_wide(x[w], x[min(w + 1, words - 1)], uint32(4))
+                x[words + w] = _ptx.funnel_shift_right(x[w], x[min(w + 1, words - 1)], uint32(4))
 
     @device
     def mix(xa: Any, xb: Any, y: Any) -> None:

@@ -135,7 +135,7 @@ def finder(lookup: Lookup) -> Any:
 
     @device
     def find(low: Any, high: Any, n: Any, table: Any, place: Any) -> Any:
-        index = uint32(uint32(_ptx.shift_right_wide(low, high, n)) & uint32(mask))
+        index = uint32(uint32(_ptx.funnel_shift_right(low, high, n)) & uint32(mask))
         return _ptx.load_shared_u32(at(table, uint32(index | place)))
 
     return find
@@ -148,8 +148,8 @@ def plane_finder(lookup: Lookup) -> Any:
 
     @device
     def find(low: Any, n: Any, high: Any, m: Any, table: Any, place: Any) -> Any:
-        index = uint32(uint32(_ptx.shift_right_wide(low, low, n)) & uint32(low_mask))
-        index = uint32(index | uint32(uint32(_ptx.shift_right_wide(high, high, m)) & uint32(high_mask)))
+        index = uint32(uint32(_ptx.funnel_shift_right(low, low, n)) & uint32(low_mask))
+        index = uint32(index | uint32(uint32(_ptx.funnel_shift_right(high, high, m)) & uint32(high_mask)))
         return _ptx.load_shared_u32(at(table, uint32(index | place)))
 
     return find

@@ -72,7 +72,7 @@ def stretch(first_bit: int, run: int, parts: int, beyond: int = 0, is_ring: bool
             after = before
             if w + 1 < n_loads:
                 after = _ptx.load_shared_u32(at(address, uint32(offset + 4 * (w + 1))))
-            x[to + w] = _ptx.shift_right_wide(before, after, shift)
+            x[to + w] = _ptx.funnel_shift_right(before, after, shift)
             before = after
         if joins:
             more, more_shift = at(tile, places[first + 2]), places[first + 3]
@@ -80,7 +80,7 @@ def stretch(first_bit: int, run: int, parts: int, beyond: int = 0, is_ring: bool
             if fits_one:
                 tail = uint32(tail >> more_shift)
             else:
-                tail = _ptx.shift_right_wide(tail, _ptx.load_shared_u32(at(more, uint32(offset + 4))), more_shift)
+                tail = _ptx.funnel_shift_right(tail, _ptx.load_shared_u32(at(more, uint32(offset + 4))), more_shift)
             if last_bits:
                 x[to + last_word] = uint32(uint32(x[to + last_word] & uint32(kept)) | uint32(tail << uint32(last_bits)))
                 if spills:
