@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.cache_modes import check_every_way
 from helpers.tiny_models import some_tokens, tiny_model
 
 from turbocode.codecs import multirate_codec
 from turbocode.dumps import DumpMetadata, create_calibration
-from turbocode.evaluation import model_evaluation
 from turbocode.evaluation.model_evaluation import EvaluationMode, evaluate_policies
-from turbocode.policies import EXACT_CACHE, CachePolicy, read_recipe
+from turbocode.policies import CachePolicy, read_recipe
 
 CONTEXT, HEADS, DIM = 24, 2, 32
 
@@ -38,18 +38,7 @@ def recipe(tmp_path: Path) -> Any:
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_every_way_meets_the_same_cache(family: str, recipe: Any) -> None:
     """gemma2 has a softcap and a window; sinks are a piece of the cache in another basis."""
-    model, policy = tiny_model(family), CachePolicy(recipe, sinks=3)
-    window = some_tokens(CONTEXT)
-
-    def logits(chosen: CachePolicy, mode: EvaluationMode) -> Any:
-        return model.logits(model_evaluation._run(model, window, chosen, mode, 0)[0])
-
-    exact = logits(EXACT_CACHE, EvaluationMode())
-    spread = np.abs(exact - exact.mean(axis=1, keepdims=True)).max()
-    expected = logits(policy, EvaluationMode())
-    assert 1e-6 < np.abs(expected - exact).max() / spread < 0.1
-    for mode in (EvaluationMode(chunk=5), EvaluationMode(packed=True), EvaluationMode(chunk=5, packed=True)):
-        assert np.abs(logits(policy, mode) - expected).max() / spread < 2e-3, mode
+    check_every_way(family, CachePolicy(recipe, sinks=3), CONTEXT, 0.1, 2e-3)
 
 
 def test_bits_are_those_of_blocks_and_constants(recipe: Any) -> None:
