@@ -9,8 +9,9 @@ from turbocode.formats.block_format import BlockFormat
 from turbocode.kernels.attention.combine import Combiner, combiner
 from turbocode.kernels.attention.key_scores import HALF_TILE
 from turbocode.kernels.attention.lookup import Lookup
-from turbocode.kernels.attention.tile_copy import BARRIER_BYTES, WORD, stage_bytes
+from turbocode.kernels.attention.tile_copy import BARRIER_BYTES, stage_bytes
 from turbocode.kernels.attention.value_sums import sum_channel, value_sums
+from turbocode.kernels.attention.word_copy import WORD
 from turbocode.kernels.attention.work_split import TABLE_BYTES
 from turbocode.kernels.fwht.hadamard import Rotation
 
