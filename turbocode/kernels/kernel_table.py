@@ -339,16 +339,17 @@ def _attentions() -> Iterator[KernelEntry]:
 
 
 def _prefills() -> Iterator[KernelEntry]:
-    for key_name, value_name, d, shape, table_bytes, architecture in (
-        ("turbo3", "turbo3", 128, PrefillShape(64, 8, 2), 1 << 15, (9, 0)),
-        ("turbo4", "trellis3", 128, PrefillShape(32, 4, 2), 1 << 13, (12, 0)),
-        ("turbo3", "turbo3", 256, PrefillShape(32, 8, 1), 1 << 15, (9, 0)),
+    for key_name, value_name, d, shape, table_bytes, is_paged, architecture in (
+        ("turbo3", "turbo3", 128, PrefillShape(64, 8, 2), 1 << 15, False, (9, 0)),
+        ("turbo3", "turbo3", 128, PrefillShape(64, 8, 2), 1 << 15, True, (8, 0)),
+        ("turbo4", "trellis3", 128, PrefillShape(32, 4, 2), 1 << 13, False, (12, 0)),
+        ("turbo3", "turbo3", 256, PrefillShape(32, 8, 1), 1 << 15, False, (9, 0)),
     ):
         forms = block_format(key_name, d), block_format(value_name, d)
         keys, values = (lookup_of_pairs(form, table_bytes) for form in forms)
-        variant = PrefillVariant(*forms, d, keys, values, forms[0] == forms[1], *shape, False, False)
+        variant = PrefillVariant(*forms, d, keys, values, forms[0] == forms[1], *shape, False, False, is_paged)
         yield KernelEntry(
-            f"prefill {key_name} {value_name} {d}",
+            f"prefill {key_name} {value_name} {d}" + (", paged" if is_paged else ""),
             lambda v=variant: prefill_kernel(v),  # type: ignore[misc]
             N_PREFILL_ARGS,
             128 if shape.n_warps * shape.blocks_at_once == 16 else 255,
