@@ -187,7 +187,7 @@ def test_every_kind_of_tables(kind: TableKind, k: str, v: str, rng: np.random.Ge
 def test_tables_that_no_side_has_are_refused(rng: np.random.Generator) -> None:
     case = AttentionCase("turbo3", "q8_0", n_tokens=5)
     arrays = case.build_blocks(rng)
-    with pytest.raises(OptionError, match="neither turbo3 nor q8_0 has tables of the kind constant; allowed: shared, mag"):
+    with pytest.raises(OptionError, match="neither turbo3 nor q8_0 has tables of the kind constant; allowed: shared"):
         attend(GpuAttention(*case.codecs(), tables=TableKind.CONSTANT), case, arrays, 1)
     with pytest.raises(OptionError, match="plain kernel has no tables"):
         GpuAttention(*case.codecs(), tables=TableKind.CACHED, is_plain=True)

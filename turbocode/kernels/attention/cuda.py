@@ -293,8 +293,9 @@ class DecodeAttention:
         per_block, per_multiprocessor = shared_limits(device)
         sides, kinds = (self.keys, self.values), self._table_kinds()
         is_roomy = self.tables in (TableKind.REGISTERS, TableKind.CACHED, TableKind.CONSTANT)
-        shapes = WIDE_SHAPES if is_wide else ROOMY_SHAPES if is_roomy else SHAPES
-        shapes = (self.shape,) if self.shape else shapes
+        shapes: tuple[Shape, ...] = WIDE_SHAPES if is_wide else ROOMY_SHAPES if is_roomy else SHAPES
+        if self.shape:
+            shapes = (self.shape,)
         pairs = [(shape, most) for most in TABLE_BYTES for shape in shapes]
         is_scalar = not (variant.key_format.is_trellis or variant.value_format.is_trellis)
         if is_scalar and (is_wide or n_vectors > SHORT * multiprocessors()):
