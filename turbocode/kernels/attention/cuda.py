@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from turbocode.errors import OptionError
+from turbocode.formats import BlockFormat, MultirateFormat
 from turbocode.kernels import _launch
 from turbocode.kernels._cuda import has_bulk_copies, multiprocessors, shared_limits
 from turbocode.kernels._launch import device_array, look, stream_handle
@@ -16,14 +17,18 @@ from turbocode.kernels.attention.attend_variant import (
     COLUMNS,
     WARP,
     AttendVariant,
+    area_bytes,
     is_direct,
     part_floats,
+    rated_sides,
     shared_layout,
 )
 from turbocode.kernels.attention.gpu_arrays import LOG2_E, Side, check_arrays, float_bits
 from turbocode.kernels.attention.lookup import Lookup, lookup_for, lookup_words, table_scale
+from turbocode.kernels.attention.rate_tables import KEY_RUNS, VALUE_RUNS, RatedSide, least_image_bytes, rate_tables
 from turbocode.kernels.attention.skipping import EVERYTHING
 from turbocode.kernels.gpu_call import VALUE_TYPES, WORD
+from turbocode.kernels.multirate.gpu_table import any_schedule, gains_of, tables_of
 
 RESERVED = 1 << 10  # bytes of shared memory that the driver takes of each block
 MAX_WIDE_SUMS = 32  # accumulators of a lane beyond which a thread needs more than 128 registers
@@ -49,6 +54,8 @@ SHAPES = (
     Shape(1, 1, 2),
 )
 WIDE_SHAPES = (Shape(8, 1, 2), Shape(4, 1, 2), Shape(1, 1, 2))
+RATED_SHAPES = (Shape(16, 1, 2), *WIDE_SHAPES)  # of multirate sides, whose tables take what is left
+RATED_TABLE_BYTES = (1 << 15, 1 << 13, 1 << 11, 0)  # at most, of the table of the other side
 TABLE_BYTES = (1 << 17, 1 << 16, 1 << 15, 1 << 13, 1 << 11, 0)  # at most, of one table
 SHORT = 4096  # keys a multiprocessor
 FULL_PAIRS = 128  # times the number of pairs of indices: bytes of a table of pairs that has a copy for each lane
@@ -62,7 +69,7 @@ class _Call:
     shared_bytes: int
     key_words: Any
     value_words: Any
-    counts: tuple[int, ...]
+    counts: tuple[Any, ...]
     n_work: int
     n_counters: int
 
@@ -82,10 +89,13 @@ class DecodeAttention:
             if not is_direct(side.block_format):
                 raise OptionError(f"{side.block_format.name} has no fast attention kernel")
         self._scales = [table_scale(side.block_format, side.centroids) for side in (keys, values)]
-        self._shares_table = keys.block_format == values.block_format and np.array_equal(
-            keys.centroids, values.centroids
+        self._shares_table = (
+            not isinstance(keys.block_format, MultirateFormat)
+            and keys.block_format == values.block_format
+            and np.array_equal(keys.centroids, values.centroids)
         )
         self._tables: dict[tuple[int, int, Lookup], Any] = {}  # by device, side
+        self._rated: dict[tuple[int, int], _RatedArrays] = {}  # by device, bytes that the image may have
         self._calls: dict[Any, _Call] = {}
         self._rooms: dict[tuple[int, int], _Room] = {}
 
@@ -189,8 +199,7 @@ class DecodeAttention:
         sums = d // 8 * 2
         n_tiles = 2 if columns > COLUMNS and sums <= MAX_WIDE_SUMS else 1
         variant = AttendVariant(
-            self.keys.block_format,
-            self.values.block_format,
+            *(_compiled(side.block_format) for side in (self.keys, self.values)),
             self.keys.rotation,
             self.values.rotation,
             d,
@@ -213,12 +222,19 @@ class DecodeAttention:
         )
         n_vectors = n_seqs * n_kv_heads * n_tokens
         variant = self._fitted(variant, queries.device, sums * n_tiles > MAX_WIDE_SUMS, n_vectors)
-        kernel, layout = attend_kernel(variant), shared_layout(variant)
-        threads = WARP * variant.n_warps
+        kernel, threads = attend_kernel(variant), WARP * variant.n_warps
+        layout = shared_layout(variant)
+        shared_bytes, rated = layout.size, None
+        if any(rated_sides(variant)):
+            shared_bytes = _shared_room(queries.device, variant.blocks_at_once)
+            rated = self._rated_arrays(queries.device, shared_bytes - self._used_bytes(variant))
         groups = -(-columns // (COLUMNS * n_tiles))
-        grid = n_blocks or _launch.resident(kernel, N_ARGS, threads, queries.device, layout.size)
+        grid = n_blocks or _launch.resident(kernel, N_ARGS, threads, queries.device, shared_bytes)
         lookups = variant.key_lookup, variant.value_lookup
-        tables = [self._table(queries.device, number, lookup) for number, lookup in enumerate(lookups)]
+        tables = [
+            rated.words[number] if rated and lookup.side_words else self._table(queries.device, number, lookup)
+            for number, lookup in enumerate(lookups)
+        ]
         gaps_of_tables = [
             4 * lookup.words if len(side.centroids) > 1 else 0
             for side, lookup in zip((self.keys, self.values), lookups, strict=True)
@@ -233,6 +249,8 @@ class DecodeAttention:
             *gaps_of_tables,
             *(float_bits(factor), float_bits(softcap * LOG2_E), float_bits(1 / self._scales[1])),
             *(float_bits(self.skipping.sparse_v), float_bits(self.skipping.tile_floor * LOG2_E)),
+            *((rated.image.pointer, rated.image.shape[0] * 4) if rated else (0, 0)),
+            *(side.block_format.bytes_per_vector(d) for side in (self.keys, self.values)),
         )
         assert len(counts) + 12 == N_ARGS
         is_empty = 0 in (n_seqs, n_heads, n_rows)
@@ -240,7 +258,7 @@ class DecodeAttention:
             kernel,
             0 if is_empty else grid,
             threads,
-            layout.size,
+            shared_bytes,
             tables[0],
             tables[1],
             counts,
@@ -256,11 +274,39 @@ class DecodeAttention:
             self._tables[key] = _launch.upload(lookup_words(side.block_format, side.centroids, lookup), device)
         return self._tables[key]
 
+    def _rated_numbers(self) -> list[int]:
+        return [n for n, side in enumerate((self.keys, self.values)) if isinstance(side.block_format, MultirateFormat)]
+
+    def _rated_arrays(self, device: int, max_bytes: int) -> _RatedArrays:
+        """The image of the multirate sides, in at most max_bytes of shared memory, and their words."""
+        key = device, max_bytes
+        if key not in self._rated:
+            numbers = self._rated_numbers()
+            found = rate_tables([self._rated_side(number) for number in numbers], max_bytes)
+            words = {n: _launch.upload(of_side[None], device) for n, of_side in zip(numbers, found.words, strict=True)}
+            self._rated[key] = _RatedArrays(_launch.upload(found.image, device), words)
+        return self._rated[key]
+
+    def _rated_side(self, number: int) -> RatedSide:
+        side = (self.keys, self.values)[number]
+        table = np.ascontiguousarray(side.centroids[0], np.float32)
+        runs = (KEY_RUNS, VALUE_RUNS)[number]
+        return RatedSide(side.block_format.rates, tables_of(table), gains_of(table), runs)
+
+    def _used_bytes(self, variant: AttendVariant) -> int:
+        """Shared memory of a block, but for the image of multirate sides."""
+        layout = shared_layout(variant)
+        if not any(rated_sides(variant)):
+            return layout.size
+        sides = (side.block_format.bytes_per_vector(self.head_dim) for side in (self.keys, self.values))
+        return layout.size + area_bytes(variant, *sides)
+
     def _fitted(self, variant: AttendVariant, device: int, is_wide: bool, n_vectors: int) -> AttendVariant:
         """The variant with the layout and the copies of tables that the device's shared memory holds."""
-        per_block, per_multiprocessor = shared_limits(device)
-        shapes = (self.shape,) if self.shape else WIDE_SHAPES if is_wide else SHAPES
-        pairs = [(shape, most) for most in TABLE_BYTES for shape in shapes]
+        is_rated = any(rated_sides(variant))
+        shapes = (self.shape,) if self.shape else WIDE_SHAPES if is_wide else RATED_SHAPES if is_rated else SHAPES
+        pairs = [(shape, most) for most in (RATED_TABLE_BYTES if is_rated else TABLE_BYTES) for shape in shapes]
+        image = least_image_bytes([self._rated_side(number) for number in self._rated_numbers()]) if is_rated else 0
         is_scalar = not (variant.key_format.is_trellis or variant.value_format.is_trellis)
         if is_scalar and (is_wide or n_vectors > SHORT * multiprocessors()):
             full = FULL_PAIRS << 2 * max(variant.key_format.bits, variant.value_format.bits)
@@ -270,12 +316,11 @@ class DecodeAttention:
             pairs = [pair for pair in pairs if pair[0].blocks_at_once == 1] or pairs
         for shape, most in pairs:
             found = replace_shape(variant, shape, most)
-            room = min(per_block, per_multiprocessor // shape.blocks_at_once - RESERVED)
-            if shared_layout(found).size <= room:
+            if self._used_bytes(found) + image <= _shared_room(device, shape.blocks_at_once):
                 return found
         raise OptionError(
-            f"{variant.key_format.name} and {variant.value_format.name} need {shared_layout(found).size} bytes of "
-            f"shared memory; this GPU has {per_block} a block"
+            f"{variant.key_format.name} and {variant.value_format.name} need {self._used_bytes(found) + image} bytes "
+            f"of shared memory; this GPU has {_shared_room(device, 1)} a block"
         )
 
 
@@ -288,6 +333,25 @@ class _Room:
     n_work: int
     n_counters: int
     owners: Any
+
+
+@dataclass(frozen=True, eq=False)
+class _RatedArrays:
+    """RateTables on a GPU; words : by the number of the side, keys 0, values 1."""
+
+    image: Any
+    words: dict[int, Any]
+
+
+def _shared_room(device: int, blocks_at_once: int) -> int:
+    """Shared memory that a block may ask for where so many share a multiprocessor."""
+    per_block, per_multiprocessor = shared_limits(device)
+    return min(per_block, per_multiprocessor // blocks_at_once - RESERVED)
+
+
+def _compiled(form: BlockFormat | MultirateFormat) -> BlockFormat | MultirateFormat:
+    """What stands for a format in a variant."""
+    return any_schedule(form) if isinstance(form, MultirateFormat) else form
 
 
 def replace_shape(variant: AttendVariant, shape: Shape, table_bytes: int) -> AttendVariant:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from turbocode.errors import OptionError
-from turbocode.formats import BlockFormat
+from turbocode.formats import BlockFormat, MultirateFormat
 from turbocode.kernels import _launch
 from turbocode.kernels._launch import DeviceArray, device_array
 from turbocode.kernels.fwht.hadamard import Rotation
@@ -27,7 +27,7 @@ class Side:
     centroids : float32 (1 or n_kv_heads, entries), as PackedSide has them; of a multirate side, each its gpu_table
     """
 
-    block_format: BlockFormat  # or a MultirateFormat, which the plain kernel alone knows
+    block_format: BlockFormat | MultirateFormat
     rotation: Rotation
     centroids: NDArray[np.float32]
 

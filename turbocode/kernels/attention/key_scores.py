@@ -29,9 +29,11 @@ _ZERO, _ONE = np.float32(0.0), np.float32(1.0)
 
 
 class KeyScores(NamedTuple):
-    """query_words : of a lane and a column tile; places : words that say where a lane reads
+    """query_words : of a lane and a column tile, 0 if it reads them where they are laid out; places : words that say
+    where a lane reads
 
-    start(late, lane, places) : set places uint32 for tiles whose first row begins `late` bytes behind their address
+    start(late, row_bytes, lane, places) : set places uint32 for tiles whose first row begins `late` bytes behind their
+        address
     score(tile, places, table, place, q, s) : set s float32 (8 tiles,): s[2 (tiles i + n) + e] is the score of token
         8 i + g and query 8 n + 2 t + e
     """
@@ -117,7 +119,7 @@ def key_scores(form: BlockFormat, head_dim: int, lookup: Lookup, n_column_tiles:
         return score
 
     @device
-    def start(late: Any, lane: Any, places: Any) -> None:
+    def start(late: Any, _: Any, lane: Any, places: Any) -> None:
         row = uint32(late + uint32(uint32(lane >> uint32(2)) * uint32(row_bytes)))
         for block in range(n_blocks):
             spot = uint32(row + uint32(block * block_bytes))

@@ -6,7 +6,7 @@ import functools
 from typing import Any, NamedTuple
 
 from turbocode.formats.block_format import BlockFormat
-from turbocode.kernels import _ptx
+from turbocode.kernels import _ptx, _ptx_copies
 from turbocode.kernels._cuda import at, device, types
 from turbocode.kernels.attention.lookup import BYTE_ROW, Lookup, is_joint
 
@@ -27,7 +27,7 @@ class TableFiller(NamedTuple):
 @functools.cache
 def table_filler(form: BlockFormat, lookup: Lookup, n_warps: int) -> TableFiller:
     """The functions for a block of n_warps."""
-    words, copies = lookup.words if lookup.index_bits else 0, 1 << lookup.copies_log2
+    words, copies = lookup.words if lookup.shared_bytes else 0, 1 << lookup.copies_log2
     at_once = 2 if lookup.is_by_byte else 32 // copies  # words that one turn of a warp writes
     most = min(words, 32)
     store = _row_writer(is_joint(form)) if lookup.is_by_byte else _copy_writer(copies)
@@ -60,8 +60,29 @@ def table_filler(form: BlockFormat, lookup: Lookup, n_warps: int) -> TableFiller
 
 
 @functools.cache
+def image_copier(n_warps: int) -> Any:
+    """copy(target, source, n_bytes, warp, lane): begin to copy whole words of 16 bytes to shared memory, all warps."""
+
+    @device
+    def copy(target: Any, source: Any, n_bytes: Any, warp: Any, lane: Any) -> None:
+        byte = uint32(uint32(uint32(warp << uint32(5)) + lane) << uint32(4))
+        while byte < uint32(n_bytes):
+            _ptx_copies.copy_async_whole(at(target, byte), source + uint64(byte))
+            byte = uint32(byte + uint32(512 * n_warps))
+
+    return copy
+
+
+@functools.cache
 def lane_place(form: BlockFormat, lookup: Lookup) -> Any:
-    """place(lane): the offset of a lane's copy in an entry."""
+    """place(lane): the offset of a lane's copy in an entry; of a multirate side, which has any number, four times lane."""
+    if lookup.side_words:
+
+        @device
+        def four_times(lane: Any) -> Any:
+            return uint32(lane << uint32(2))
+
+        return four_times
     mask, shift = (1 << lookup.copies_log2) - 1, 3 if lookup.is_by_byte and is_joint(form) else 2
 
     @device
