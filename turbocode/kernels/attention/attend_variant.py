@@ -145,7 +145,5 @@ def part_floats(variant: AttendVariant) -> int:
 def joined(variant: AttendVariant) -> Combiner:
     """What adds up partial results."""
     d, form = variant.head_dim, variant.value_format
-    channel_of = (
-        rated_channel() if isinstance(form, MultirateFormat) else sum_channel(d, form, variant.value_lookup)
-    )
+    channel_of = rated_channel() if isinstance(form, MultirateFormat) else sum_channel(d, form, variant.value_lookup)
     return combiner(channel_of, d, sums_of(variant).sums, variant.n_column_tiles, variant.n_warps)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from turbocode.errors import OptionError
-from turbocode.formats import BlockFormat, MultirateFormat
+from turbocode.formats import MultirateFormat
 from turbocode.kernels import _launch
 from turbocode.kernels._cuda import has_bulk_copies, multiprocessors, shared_limits
 from turbocode.kernels._launch import device_array, look, stream_handle
@@ -23,12 +23,12 @@ from turbocode.kernels.attention.attend_variant import (
     rated_sides,
     shared_layout,
 )
-from turbocode.kernels.attention.gpu_arrays import LOG2_E, Side, check_arrays, float_bits
+from turbocode.kernels.attention.gpu_arrays import LOG2_E, Side, check_arrays, compiled_format, float_bits
 from turbocode.kernels.attention.lookup import Lookup, lookup_for, lookup_words, table_scale
 from turbocode.kernels.attention.rate_tables import KEY_RUNS, VALUE_RUNS, RatedSide, least_image_bytes, rate_tables
 from turbocode.kernels.attention.skipping import EVERYTHING
 from turbocode.kernels.gpu_call import VALUE_TYPES, WORD
-from turbocode.kernels.multirate.gpu_table import any_schedule, gains_of, tables_of
+from turbocode.kernels.multirate.gpu_table import gains_of, tables_of
 
 RESERVED = 1 << 10  # bytes of shared memory that the driver takes of each block
 MAX_WIDE_SUMS = 32  # accumulators of a lane beyond which a thread needs more than 128 registers
@@ -199,7 +199,8 @@ class DecodeAttention:
         sums = d // 8 * 2
         n_tiles = 2 if columns > COLUMNS and sums <= MAX_WIDE_SUMS else 1
         variant = AttendVariant(
-            *(_compiled(side.block_format) for side in (self.keys, self.values)),
+            compiled_format(self.keys.block_format),
+            compiled_format(self.values.block_format),
             self.keys.rotation,
             self.values.rotation,
             d,
@@ -289,9 +290,9 @@ class DecodeAttention:
 
     def _rated_side(self, number: int) -> RatedSide:
         side = (self.keys, self.values)[number]
+        form: Any = side.block_format
         table = np.ascontiguousarray(side.centroids[0], np.float32)
-        runs = (KEY_RUNS, VALUE_RUNS)[number]
-        return RatedSide(side.block_format.rates, tables_of(table), gains_of(table), runs)
+        return RatedSide(form.rates, tables_of(table), gains_of(table), (KEY_RUNS, VALUE_RUNS)[number])
 
     def _used_bytes(self, variant: AttendVariant) -> int:
         """Shared memory of a block, but for the image of multirate sides."""
@@ -347,11 +348,6 @@ def _shared_room(device: int, blocks_at_once: int) -> int:
     """Shared memory that a block may ask for where so many share a multiprocessor."""
     per_block, per_multiprocessor = shared_limits(device)
     return min(per_block, per_multiprocessor // blocks_at_once - RESERVED)
-
-
-def _compiled(form: BlockFormat | MultirateFormat) -> BlockFormat | MultirateFormat:
-    """What stands for a format in a variant."""
-    return any_schedule(form) if isinstance(form, MultirateFormat) else form
 
 
 def replace_shape(variant: AttendVariant, shape: Shape, table_bytes: int) -> AttendVariant:

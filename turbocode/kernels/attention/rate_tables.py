@@ -22,7 +22,7 @@ from turbocode.formats.multirate_format import MULTIRATE_STATES_LOG2, RUN_CHANNE
 from turbocode.kernels.attention.unbiased_halves import unbiased_halves
 
 HALF_RUN = RUN_CHANNELS // 2  # channels that a lane reads together
-ENTRY_WORDS = 4  # of a half of a run: see `side_words`
+ENTRY_WORDS = 4  # of a half of a run: see `_side_words`
 RATE_SHIFT, PAIRS, EMPTY, RING = 16, 1 << 29, 1 << 30, 1 << 31
 RING_BITS = 16  # of the stream's end that lie before its beginning in ring_heads.py
 KEY_RUNS, VALUE_RUNS = 2, 4  # that the lanes of a warp read together
@@ -48,7 +48,7 @@ class RatedSide(NamedTuple):
 
 
 class RateTables(NamedTuple):
-    """image : uint32, the tables as they lie in shared memory; words : of each side, uint32, its entries, then its gains"""
+    """image : uint32, the tables as they lie in shared memory; words : uint32, of each side, see `_side_words`"""
 
     image: NDArray[np.uint32]
     words: list[NDArray[np.uint32]]
@@ -88,7 +88,8 @@ def rate_tables(sides: Sequence[RatedSide], max_bytes: int) -> RateTables:
     fitting = [choice for choice in choices if _image_bytes(sides, choice) <= max_bytes] or choices[:1]
     choice = min(fitting, key=lambda each: _wait(sides, each))
     image, places = _image_of(sides, choice)
-    return RateTables(image, [side_words(number, sides, choice, places, 4 * len(image)) for number in range(len(sides))])
+    words = [_side_words(number, sides, choice, places, 4 * len(image)) for number in range(len(sides))]
+    return RateTables(image, words)
 
 
 def _books(sides: Sequence[RatedSide]) -> list[int]:
@@ -151,9 +152,7 @@ def _pair_columns(sides: Sequence[RatedSide], choice: _Choice) -> list[_Column]:
 def _sizes(sides: Sequence[RatedSide], choice: _Choice) -> dict[object, int]:
     """Bytes of each table, powers of two, the largest first."""
     sizes: dict[object, int] = {column: 4 << (_L + column.rate) for column in _pair_columns(sides, choice)}
-    sizes |= {
-        couple: 4 << (_L + copies) for couple, copies in zip(choice.couples, choice.copies, strict=True)
-    }
+    sizes |= {couple: 4 << (_L + copies) for couple, copies in zip(choice.couples, choice.copies, strict=True)}
     return dict(sorted(sizes.items(), key=lambda item: -item[1]))
 
 
@@ -188,14 +187,14 @@ def _image_of(sides: Sequence[RatedSide], choice: _Choice) -> tuple[NDArray[np.u
     return np.concatenate((*parts, np.zeros(ALIGNMENT // 4, np.uint32))), places
 
 
-def side_words(
+def _side_words(
     number: int, sides: Sequence[RatedSide], choice: _Choice, places: dict[object, int], image_bytes: int
 ) -> NDArray[np.uint32]:
     """The words of a side: for each half of a run [where it begins, mask, table, mask of the lane's copy], then gains.
 
     The first has the bit of a row, or of a ring head, at which the first window begins, less the bits below the index
-    of its table, and from RATE_SHIFT on the rate; RING says that it is one of a ring head. PAIRS says that the runs read
-    together have pairs, EMPTY that none of them has bits. Masks and table are for byte offsets in the image.
+    of its table, and from RATE_SHIFT on the rate; RING says that it is one of a ring head. PAIRS says that the runs
+    read together have pairs, EMPTY that none of them has bits. Masks and table are for byte offsets in the image.
     """
     side, book = sides[number], _books(sides)[number]
     spots = {column: (couple, half) for couple in choice.couples for half, column in enumerate(couple)}
@@ -204,9 +203,8 @@ def side_words(
     words = []
     for run, rate in enumerate(side.rates):
         together = side.rates[run // side.runs * side.runs :][: side.runs]
-        flags = 0 if any(together) else EMPTY
         has_pairs = _is_paired(together, choice)
-        flags |= PAIRS if has_pairs else 0
+        flags = (0 if any(together) else EMPTY) | (PAIRS if has_pairs else 0)
         column = _Column(book, rate)
         for half in range(2):
             if rate == 0:

@@ -6,7 +6,7 @@ import functools
 from typing import Any
 
 from turbocode.kernels import _ptx
-from turbocode.kernels._cuda import at, cuda, device, types
+from turbocode.kernels._cuda import at, device, types
 from turbocode.kernels._ptx_matrices import multiply_halves
 from turbocode.kernels.attention.half_run import (
     ENTRY_BYTES,

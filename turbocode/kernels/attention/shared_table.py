@@ -75,7 +75,7 @@ def image_copier(n_warps: int) -> Any:
 
 @functools.cache
 def lane_place(form: BlockFormat, lookup: Lookup) -> Any:
-    """place(lane): the offset of a lane's copy in an entry; of a multirate side, which has any number, four times lane."""
+    """place(lane): the offset of a lane's copy in an entry; four times lane of a multirate side, with any copies."""
     if lookup.side_words:
 
         @device

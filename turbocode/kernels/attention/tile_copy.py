@@ -200,8 +200,8 @@ def row_size(row_bytes: int) -> Any:
 
 
 class RowFetch(NamedTuple):
-    """side : (rows, stride by sequence or page, stride by head, pages, their stride, log2 of a page's tokens, bytes of a
-    row where they are no constant), uint64
+    """side : (rows, stride by sequence or page, stride by head, pages, their stride, log2 of a page's tokens, bytes of
+    a row where they are no constant), uint64
 
     fetch(stage, token, stop, barrier, lane, seq, head, side) : start copying the tile from `token` on, of which tokens
         before `stop` are there; none if token is none of them
