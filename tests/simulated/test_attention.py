@@ -23,6 +23,7 @@ CASES = {
     "80": AttentionCase("turbo3", "turbo2", 80, n_tokens=75, spare=1, n_heads=2),
     "96": AttentionCase("turbo4", "turbo3", 96, n_tokens=45, n_heads=2),
     "256": AttentionCase(head_dim=256, n_tokens=45, n_heads=6),
+    "256, rows in another order": AttentionCase("turbo3", "turbo2", 256, n_tokens=45, n_heads=2, window=9),
     "twelve heads": AttentionCase("turbo2", "turbo2", n_tokens=45, n_heads=12),
     "twenty columns": AttentionCase("turbo2", "turbo2", 64, n_tokens=45, n_heads=10, n_rows=2, last=((43, 44),)),
     "pages of 16": AttentionCase(

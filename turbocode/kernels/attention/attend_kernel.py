@@ -35,6 +35,7 @@ from turbocode.kernels.attention.rated_memory import rated_memory
 from turbocode.kernels.attention.shared_table import lane_place, table_filler
 from turbocode.kernels.attention.softmax import softmax
 from turbocode.kernels.attention.tile_copy import BARRIER_BYTES, SLACK, arrivals, row_fetch, row_size
+from turbocode.kernels.attention.token_order import is_spread, token_of
 from turbocode.kernels.attention.work_split import agreed, first_place, seen_by, shares, work_split
 
 N_ARGS = 42
@@ -61,13 +62,22 @@ def attend_kernel(variant: AttendVariant) -> Any:
     tops_at, totals_at, flag_at, barriers_at, tokens_at, heads_at, _ = places[5:]
     n_warps, n_stages, threads = variant.n_warps, variant.n_stages, WARP * variant.n_warps
     chunk = TILE * n_warps
+    spreads = is_spread(value_format, d)
+    token_in_eight = token_of(spreads)
     scores, sums = scores_of(variant), sums_of(variant)
     n_blocks_of_value = d // value_format.values_per_block
-    begin, hide, rise, weigh, end_of, reach, thin = softmax(n_tiles, sums.sums, n_blocks_of_value, TILE)
+    begin, hide, rise, weigh, end_of, reach, thin = softmax(n_tiles, sums.sums, n_blocks_of_value, TILE, spreads)
     combined = joined(variant)
     split = work_split(chunk, TILE)
     rows = query_rows(
-        d, key_format, variant.key_rotation, variant.value_rotation, variant.query_type, variant.out_type, n_tiles
+        d,
+        key_format,
+        variant.key_lookup,
+        variant.key_rotation,
+        variant.value_rotation,
+        variant.query_type,
+        variant.out_type,
+        n_tiles,
     )
     key_bytes, value_bytes = row_bytes(key_format, d), row_bytes(value_format, d)
     key_size, value_size = row_size(key_bytes), row_size(value_bytes)
@@ -80,6 +90,8 @@ def attend_kernel(variant: AttendVariant) -> Any:
     write_key_heads, write_value_heads = memory_of.write_keys, memory_of.write_values
     begin_keys, fill_keys = table_filler(key_format, variant.key_lookup, n_warps)
     begin_values, fill_values = table_filler(value_format, variant.value_lookup, n_warps)
+    keys_in_registers = variant.key_lookup.in_registers
+    values_in_registers = variant.value_lookup.in_registers
     place_of_keys = lane_place(key_format, variant.key_lookup)
     place_of_values = lane_place(value_format, variant.value_lookup)
     begin_barriers, close, wait, drain, leave = arrivals(n_stages, is_bulk)
@@ -197,8 +209,6 @@ def attend_kernel(variant: AttendVariant) -> Any:
         memory = area, q_rows, at(base, uint32(tops_at)), at(base, uint32(totals_at)), at(base, uint32(flag_at))
         own_keys = at(area, uint32(warp * uint32(uint32(key_stage + value_stage) * uint32(n_stages))))
         own_values = at(own_keys, uint32(key_stage * uint32(n_stages)))
-        key_memory = key_memory_of(front, base, key_table, laid, warp)
-        value_memory = value_memory_of(front, base, value_table, warp)
         barriers = at(base, uint32(uint32(barriers_at) + uint32(warp * uint32(warp_barriers))))
         begin_barriers(barriers, lane)
         phases = uint32(0)
@@ -260,6 +270,12 @@ def attend_kernel(variant: AttendVariant) -> Any:
                 fill_keys(key_table, key_word, head_key_words, warp, lane)
                 if not shares_table:
                     fill_values(value_table, value_word, head_value_words, warp, lane)
+            if keys_in_registers:
+                key_table, key_place = _ptx.load_u32(head_key_words), _ptx.load_u32(head_key_words + uint64(4))
+            if values_in_registers:
+                value_table, value_place = _ptx.load_u32(head_value_words), _ptx.load_u32(head_value_words + uint64(4))
+            key_memory = key_memory_of(front, base, key_table, laid, warp)
+            value_memory = value_memory_of(front, base, value_table, warp)
             hidden_from, hidden_to = int32(seen_to), int32(0)  # tokens that some row does not see
             for c in range(n_columns):
                 last, oldest = seen_by(uint32(column_of(c, lane, first_column, n_used) % uint32(n_rows)), seq, seen)
@@ -279,7 +295,7 @@ def attend_kernel(variant: AttendVariant) -> Any:
             key_late, late = keys_late(seq, head, key_side), values_late(seq, head, value_side)
             start_keys(key_late, key_bytes, lane, key_places)
             start_values(late, value_bytes, lane, value_places)
-            norms_at = uint32(late + uint32(uint32(lane >> uint32(2)) * value_bytes))
+            norms_at = uint32(late + uint32(token_in_eight(uint32(lane >> uint32(2))) * value_bytes))
             key_turn, value_turn = own_keys, own_values  # the stages of this tile
             turn = uint32(0)
             phases = wait(barriers, phases, turn)

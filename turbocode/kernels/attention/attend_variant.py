@@ -14,6 +14,7 @@ from turbocode.kernels.attention.rated_sums import CHANNELS as RATED_CHANNELS
 from turbocode.kernels.attention.rated_sums import rated_channel, rated_sums
 from turbocode.kernels.attention.ring_heads import HEADS_BYTES
 from turbocode.kernels.attention.tile_copy import BARRIER_BYTES, WORD, stage_bytes
+from turbocode.kernels.attention.token_order import is_spread
 from turbocode.kernels.attention.value_sums import ValueSums, sum_channel, value_sums
 from turbocode.kernels.attention.work_split import TABLE_BYTES
 from turbocode.kernels.fwht.hadamard import Rotation
@@ -123,18 +124,18 @@ def shared_layout(variant: AttendVariant) -> SharedLayout:
 
 def scores_of(variant: AttendVariant) -> KeyScores:
     """What scores keys."""
-    d, n_tiles = variant.head_dim, variant.n_column_tiles
+    d, n_tiles, spreads = variant.head_dim, variant.n_column_tiles, is_spread(variant.value_format, variant.head_dim)
     if isinstance(variant.key_format, MultirateFormat):
-        return rated_scores(d, n_tiles, TILE)
-    return key_scores(variant.key_format, d, variant.key_lookup, n_tiles, TILE)
+        return rated_scores(d, n_tiles, TILE, spreads)
+    return key_scores(variant.key_format, d, variant.key_lookup, n_tiles, TILE, spreads)
 
 
 def sums_of(variant: AttendVariant) -> ValueSums:
     """What sums values up."""
-    d, n_tiles = variant.head_dim, variant.n_column_tiles
+    d, n_tiles, spreads = variant.head_dim, variant.n_column_tiles, is_spread(variant.value_format, variant.head_dim)
     if isinstance(variant.value_format, MultirateFormat):
-        return rated_sums(d, n_tiles, TILE)
-    return value_sums(variant.value_format, d, variant.value_lookup, n_tiles, TILE)
+        return rated_sums(d, n_tiles, TILE, spreads)
+    return value_sums(variant.value_format, d, variant.value_lookup, n_tiles, TILE, spreads)
 
 
 def part_floats(variant: AttendVariant) -> int:

@@ -24,7 +24,7 @@ from turbocode.kernels.attention.attend_variant import (
     shared_layout,
 )
 from turbocode.kernels.attention.gpu_arrays import LOG2_E, Side, check_arrays, compiled_format, float_bits
-from turbocode.kernels.attention.lookup import Lookup, lookup_for, lookup_words, table_scale
+from turbocode.kernels.attention.lookup import Lookup, key_lookup_for, lookup_for, lookup_words, table_scale
 from turbocode.kernels.attention.rate_tables import KEY_RUNS, VALUE_RUNS, RatedSide, least_image_bytes, rate_tables
 from turbocode.kernels.attention.skipping import EVERYTHING
 from turbocode.kernels.gpu_call import VALUE_TYPES, WORD
@@ -204,7 +204,7 @@ class DecodeAttention:
             self.keys.rotation,
             self.values.rotation,
             d,
-            lookup_for(self.keys.block_format, 0),
+            key_lookup_for(self.keys.block_format, 0),
             lookup_for(self.values.block_format, 0),
             self._shares_table,
             len(self.keys.centroids) > 1 or len(self.values.centroids) > 1,
@@ -352,9 +352,12 @@ def _shared_room(device: int, blocks_at_once: int) -> int:
 
 def replace_shape(variant: AttendVariant, shape: Shape, table_bytes: int) -> AttendVariant:
     """The variant with another layout, and tables of at most so many bytes where more than one copy is kept."""
+    key_lookup = key_lookup_for(variant.key_format, table_bytes)
+    value_lookup = lookup_for(variant.value_format, table_bytes)
     return variant._replace(
-        key_lookup=lookup_for(variant.key_format, table_bytes),
-        value_lookup=lookup_for(variant.value_format, table_bytes),
+        key_lookup=key_lookup,
+        value_lookup=value_lookup,
+        shares_table=variant.shares_table and key_lookup == value_lookup,
         n_warps=shape.n_warps,
         n_stages=shape.n_stages,
         blocks_at_once=shape.blocks_at_once,

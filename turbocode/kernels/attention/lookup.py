@@ -8,6 +8,9 @@ by entry: then each lane reads its own bank and all are answered at once. What a
   offset and one instruction makes an address of it.
 - scalar codebooks where that does not fit, or runs of values are no whole bytes: a pair of values.
 - trellises: a pair of values for two states in a row if all of these fit, else the value of one state.
+
+Keys of two bits need no table: see run_in_registers.py. Values keep theirs, so that neither the memory nor the
+arithmetic units wait for the other.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from turbocode.kernels.attention.unbiased_halves import unbiased_halves
 MAX_COPIES_LOG2 = 5
 BYTE_ROW = 256  # bytes of an entry that a byte chooses
 WHOLE_BYTES = 32  # values of a block whose eighth is whole bytes for 2, 3 and 4 bits
+REGISTER_VALUES = 64  # of a block that four lanes share in whole words of two bits
 _TABLE_FREE = (Layout.Q8_0, Layout.FLOAT16)
 _N_SCALES = 1 << 18  # that `nearly_halves` tries
 
@@ -34,12 +38,14 @@ class Lookup(NamedTuple):
     """index_bits : of a stream that a look-up consumes or sees, 0 without a table; copies_log2 : copies of the table
 
     is_by_byte : entries are two words, 32 times, 256 bytes in all; else one word
+    in_registers : no table, but two words of centroids
     side_words : of a multirate side (rate_tables.py), which lie there once instead of a table
     """
 
     index_bits: int
     copies_log2: int
     is_by_byte: bool = False
+    in_registers: bool = False
     side_words: int = 0
 
     @property
@@ -55,7 +61,7 @@ class Lookup(NamedTuple):
     @property
     def words(self) -> int:
         """Of all entries in global memory."""
-        return self.side_words or max(1, self.entries * (2 if self.is_by_byte else 1))
+        return self.side_words or (2 if self.in_registers else max(1, self.entries * (2 if self.is_by_byte else 1)))
 
     @property
     def low(self) -> int:
@@ -65,6 +71,10 @@ class Lookup(NamedTuple):
     @property
     def mask(self) -> int:
         return (self.entries - 1) << self.low
+
+
+NO_TABLE = Lookup(0, 0)
+IN_REGISTERS = Lookup(0, 0, in_registers=True)
 
 
 def is_joint(form: BlockFormat) -> bool:
@@ -77,7 +87,7 @@ def lookup_for(form: BlockFormat | MultirateFormat, shared_bytes: int) -> Lookup
     if isinstance(form, MultirateFormat):
         return Lookup(0, 0, side_words=side_word_count(form.head_dim))
     if form.layout in _TABLE_FREE:
-        return Lookup(0, 0)
+        return NO_TABLE
     if form.is_trellis:
         pairs = Lookup(form.states_log2 + form.bits, MAX_COPIES_LOG2)
         if pairs.shared_bytes <= shared_bytes:
@@ -91,6 +101,12 @@ def lookup_for(form: BlockFormat | MultirateFormat, shared_bytes: int) -> Lookup
     while copies > 0 and Lookup(index_bits, copies).shared_bytes > shared_bytes:
         copies -= 1
     return Lookup(index_bits, copies)
+
+
+def key_lookup_for(form: BlockFormat | MultirateFormat, shared_bytes: int) -> Lookup:
+    """`lookup_for` of keys: in registers where runs are whole words of indices with two bits."""
+    is_plain = form.layout is Layout.BITSTREAM and form.bits == 2
+    return IN_REGISTERS if is_plain and form.values_per_block % REGISTER_VALUES == 0 else lookup_for(form, shared_bytes)
 
 
 @functools.cache
@@ -130,6 +146,8 @@ def lookup_words(form: BlockFormat, centroids: NDArray[np.float32], lookup: Look
     scaled = (centroids * np.float32(table_scale(form, centroids))).astype(np.float16)
     halves, bits = scaled.view(np.uint16).astype(np.uint32), form.bits
     index = (1 << bits) - 1
+    if lookup.in_registers:
+        return _bytes_apart(halves)
     if lookup.is_by_byte:
         further = (8 - 2 * bits) if bits == 3 else 2 * bits % 8  # the bit at which the second pair begins
         pairs = [_pairs(halves, i >> n & index, i >> n + bits & index) for n in (0, further)]
@@ -137,6 +155,13 @@ def lookup_words(form: BlockFormat, centroids: NDArray[np.float32], lookup: Look
     if form.layout is Layout.SPLIT_PLANES:  # two low bits of each, then the third of each
         return _pairs(halves, i & 3 | (i >> 4 & 1) << 2, i >> 2 & 3 | (i >> 5) << 2)
     return _pairs(halves, i & index, i >> bits)
+
+
+def _bytes_apart(halves: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """(n, 2): the low bytes of four float16, and the high bytes."""
+    places = np.arange(0, 32, 8, dtype=np.uint32)
+    parts = [((halves >> np.uint32(shift) & np.uint32(255)) << places).sum(axis=1) for shift in (0, 8)]
+    return np.stack(parts, axis=-1).astype(np.uint32)
 
 
 def _pairs(halves: NDArray[np.uint32], low: NDArray[np.intp], high: NDArray[np.intp]) -> NDArray[np.uint32]:

@@ -25,6 +25,7 @@ from turbocode.kernels.attention.half_run import (
 )
 from turbocode.kernels.attention.key_scores import HALF_TILE, LANES, STEP, KeyScores
 from turbocode.kernels.attention.ring_heads import HEAD_BYTES, gain_of
+from turbocode.kernels.attention.token_order import token_of
 
 PLACES = 3
 
@@ -33,11 +34,12 @@ _ZERO = np.float32(0.0)
 
 
 @functools.cache
-def rated_scores(head_dim: int, n_column_tiles: int, tile_tokens: int) -> KeyScores:
+def rated_scores(head_dim: int, n_column_tiles: int, tile_tokens: int, is_spread: bool) -> KeyScores:
     """The functions for rows of head_dim values of any schedule; `table` is (image, words, heads, laid-out queries)."""
     channels = LANES * STEP
     n_steps, n_halves = head_dim // channels, tile_tokens // HALF_TILE
     n_scores, n_queries = tile_tokens // 8 * 2 * n_column_tiles, 2 * n_column_tiles
+    token_in_eight = token_of(is_spread)
     step_entries, step_queries, tile_queries = LANES * ENTRY_BYTES, 2 * 128, 16 * head_dim
 
     def multiplier(half: int) -> Any:
@@ -76,9 +78,9 @@ def rated_scores(head_dim: int, n_column_tiles: int, tile_tokens: int) -> KeySco
         b = cuda.local.array(n_queries, uint32)
         entries = at(words, uint32(uint32(place & uint32(12)) << uint32(2)))
         queries = at(laid, uint32(place << uint32(1)))
-        group = uint32(place >> uint32(4))
+        token = token_in_eight(uint32(place >> uint32(4)))
         row, bit, row_step = at(tile, places[0]), places[1], places[2]
-        head, head_step = at(heads, uint32(group * uint32(HEAD_BYTES))), uint32(ROWS_APART * HEAD_BYTES)
+        head, head_step = at(heads, uint32(token * uint32(HEAD_BYTES))), uint32(ROWS_APART * HEAD_BYTES)
         for v in range(n_scores):
             s[v] = _ZERO
         number = uint32(0)
@@ -103,13 +105,13 @@ def rated_scores(head_dim: int, n_column_tiles: int, tile_tokens: int) -> KeySco
                     second_half(a0, a1, a2, a3, b, s)
             number = uint32(number + uint32(1))
         for i in range(tile_tokens // 8):
-            gain = gain_of(heads, uint32(group + uint32(ROWS_APART * i)))
+            gain = gain_of(heads, uint32(token + uint32(ROWS_APART * i)))
             for v in range(2 * n_column_tiles):
                 s[2 * n_column_tiles * i + v] = s[2 * n_column_tiles * i + v] * gain
 
     @device
     def start(late: Any, row_bytes: Any, lane: Any, places: Any) -> None:
-        row = uint32(late + uint32(uint32(lane >> uint32(2)) * row_bytes))
+        row = uint32(late + uint32(token_in_eight(uint32(lane >> uint32(2))) * row_bytes))
         places[0], places[1] = uint32(row & uint32(0xFFFFFFFC)), uint32(uint32(row & uint32(3)) << uint32(3))
         places[2] = uint32(row_bytes * uint32(ROWS_APART))
 

@@ -22,6 +22,7 @@ from turbocode.kernels.attention.in_turn import in_turn
 from turbocode.kernels.attention.key_scores import HALF_TILE
 from turbocode.kernels.attention.rate_tables import HALF_RUN
 from turbocode.kernels.attention.ring_heads import HEAD_BYTES, gain_of
+from turbocode.kernels.attention.token_order import token_of
 from turbocode.kernels.attention.value_sums import LANES, ValueSums
 
 PLACES = 5
@@ -43,10 +44,11 @@ def rated_channel() -> Any:
 
 
 @functools.cache
-def rated_sums(head_dim: int, n_column_tiles: int, tile_tokens: int) -> ValueSums:
+def rated_sums(head_dim: int, n_column_tiles: int, tile_tokens: int, is_spread: bool) -> ValueSums:
     """The functions for rows of head_dim values of any schedule; `table` is (image, words, heads)."""
     n_steps, n_halves = head_dim // CHANNELS, tile_tokens // HALF_TILE
     n_sums = 8 * n_steps
+    token_in_eight = token_of(is_spread)
     step_entries, head_step = LANES * ENTRY_BYTES, ROWS_APART * HEAD_BYTES
 
     def multiplier(number: int, half: int) -> Any:
@@ -104,8 +106,10 @@ def rated_sums(head_dim: int, n_column_tiles: int, tile_tokens: int) -> ValueSum
             entry = _ptx.load_shared_u32x4(at(words, uint32(mine + uint32(number * step_entries))))
             if not is_empty(entry):
                 spot = spot_of(entry, place)
-                head = at(heads, uint32(uint32(place & uint32(12)) * uint32(HEAD_BYTES // 2)))
-                row_step, beside = places[4], at(head, uint32(HEAD_BYTES))
+                first = uint32(uint32(place & uint32(12)) >> uint32(1))
+                head = at(heads, uint32(token_in_eight(first) * uint32(HEAD_BYTES)))
+                beside = at(heads, uint32(token_in_eight(uint32(first + uint32(1))) * uint32(HEAD_BYTES)))
+                row_step = places[4]
                 even = begin_of(entry, at(tile, places[0]), places[1], head, row_step, uint32(head_step))
                 odd = begin_of(entry, at(tile, places[2]), places[3], beside, row_step, uint32(head_step))
                 further = uint32(even[2] << uint32(1))
@@ -122,16 +126,18 @@ def rated_sums(head_dim: int, n_column_tiles: int, tile_tokens: int) -> ValueSum
 
     @device
     def start(late: Any, row_bytes: Any, lane: Any, places: Any) -> None:
-        row = uint32(late + uint32(uint32(uint32(lane & uint32(3)) << uint32(1)) * row_bytes))
+        first = uint32(uint32(lane & uint32(3)) << uint32(1))
+        row = uint32(late + uint32(token_in_eight(first) * row_bytes))
         places[0], places[1] = uint32(row & uint32(0xFFFFFFFC)), uint32(uint32(row & uint32(3)) << uint32(3))
-        row = uint32(row + row_bytes)
+        row = uint32(late + uint32(token_in_eight(uint32(first + uint32(1))) * row_bytes))
         places[2], places[3] = uint32(row & uint32(0xFFFFFFFC)), uint32(uint32(row & uint32(3)) << uint32(3))
         places[4] = uint32(row_bytes * uint32(ROWS_APART))
 
     @device
     def load_norms(tile: Any, first: Any, table: Any, lane: Any, norms: Any) -> None:
         for i in range(tile_tokens // 8):
-            norms[i] = gain_of(table[2], uint32(uint32(lane >> uint32(2)) + uint32(ROWS_APART * i)))
+            token = token_in_eight(uint32(lane >> uint32(2)))
+            norms[i] = gain_of(table[2], uint32(token + uint32(ROWS_APART * i)))
 
     add = in_turn([step(number) for number in range(n_steps)])
     return ValueSums(n_sums, PLACES, start, add, load_norms)
