@@ -32,7 +32,7 @@ from turbocode.kernels.attention.attend_variant import (
 from turbocode.kernels.attention.part_results import part_settler, row_finisher
 from turbocode.kernels.attention.query_rows import query_rows
 from turbocode.kernels.attention.rated_memory import rated_memory
-from turbocode.kernels.attention.shared_table import lane_place, table_filler
+from turbocode.kernels.attention.shared_table import lane_place, table_filler, table_holder
 from turbocode.kernels.attention.softmax import softmax
 from turbocode.kernels.attention.tile_copy import BARRIER_BYTES, SLACK, arrivals, row_fetch, row_size
 from turbocode.kernels.attention.token_order import is_spread, token_of
@@ -90,8 +90,7 @@ def attend_kernel(variant: AttendVariant) -> Any:
     write_key_heads, write_value_heads = memory_of.write_keys, memory_of.write_values
     begin_keys, fill_keys = table_filler(key_format, variant.key_lookup, n_warps)
     begin_values, fill_values = table_filler(value_format, variant.value_lookup, n_warps)
-    keys_in_registers = variant.key_lookup.in_registers
-    values_in_registers = variant.value_lookup.in_registers
+    hold_keys, hold_values = table_holder(variant.key_lookup), table_holder(variant.value_lookup)
     place_of_keys = lane_place(key_format, variant.key_lookup)
     place_of_values = lane_place(value_format, variant.value_lookup)
     begin_barriers, close, wait, drain, leave = arrivals(n_stages, is_bulk)
@@ -204,7 +203,7 @@ def attend_kernel(variant: AttendVariant) -> Any:
         source, shape = (queries, q_seq, q_head, q_row), (n_kv_heads, per_head, n_rows)
         target = out, o_seq, o_head, o_row, lse, gains, value_factor
         seen = last_token, n_rows, first_token, n_tokens, window
-        key_table, value_table = at(base, uint32(key_table_at)), at(base, uint32(value_table_at))
+        shared_key_table, shared_value_table = at(base, uint32(key_table_at)), at(base, uint32(value_table_at))
         area, q_rows, laid = at(base, uint32(area_at)), at(base, uint32(rows_at)), at(base, uint32(laid_at))
         memory = area, q_rows, at(base, uint32(tops_at)), at(base, uint32(totals_at)), at(base, uint32(flag_at))
         own_keys = at(area, uint32(warp * uint32(uint32(key_stage + value_stage) * uint32(n_stages))))
@@ -212,7 +211,7 @@ def attend_kernel(variant: AttendVariant) -> Any:
         barriers = at(base, uint32(uint32(barriers_at) + uint32(warp * uint32(warp_barriers))))
         begin_barriers(barriers, lane)
         phases = uint32(0)
-        key_place, value_place = place_of_keys(lane), place_of_values(lane)
+        lane_key_place, lane_value_place = place_of_keys(lane), place_of_values(lane)
         n_used = uint32(per_head * n_rows)
         column_groups = uint32(uint32(n_used + uint32(columns_at_once - 1)) // uint32(columns_at_once))
         heads = uint32(uint32(n_kv_heads) * column_groups)
@@ -253,6 +252,8 @@ def attend_kernel(variant: AttendVariant) -> Any:
                 key_word = begin_keys(head_key_words, warp, lane)
                 if not shares_table:
                     value_word = begin_values(head_value_words, warp, lane)
+            key_table, key_place = hold_keys(shared_key_table, lane_key_place, head_key_words)
+            value_table, value_place = hold_values(shared_value_table, lane_value_place, head_value_words)
             begin_queries(q_rows, source, seq, head, first_column, shape, warp, lane)
             _ptx_copies.close_copies()
             token = uint32(start + uint32(warp * uint32(TILE)))
@@ -267,13 +268,9 @@ def attend_kernel(variant: AttendVariant) -> Any:
                 fetch_values(stage, behind, stop, barrier, lane, seq, head, value_side)
                 close(barrier, lane, 0)
             if tables_per_head or is_first != uint32(0):
-                fill_keys(key_table, key_word, head_key_words, warp, lane)
+                fill_keys(shared_key_table, key_word, head_key_words, warp, lane)
                 if not shares_table:
-                    fill_values(value_table, value_word, head_value_words, warp, lane)
-            if keys_in_registers:
-                key_table, key_place = _ptx.load_u32(head_key_words), _ptx.load_u32(head_key_words + uint64(4))
-            if values_in_registers:
-                value_table, value_place = _ptx.load_u32(head_value_words), _ptx.load_u32(head_value_words + uint64(4))
+                    fill_values(shared_value_table, value_word, head_value_words, warp, lane)
             key_memory = key_memory_of(front, base, key_table, laid, warp)
             value_memory = value_memory_of(front, base, value_table, warp)
             hidden_from, hidden_to = int32(seen_to), int32(0)  # tokens that some row does not see

@@ -13,9 +13,10 @@ from turbocode.kernels.attention.rated_scores import rated_scores
 from turbocode.kernels.attention.rated_sums import CHANNELS as RATED_CHANNELS
 from turbocode.kernels.attention.rated_sums import rated_channel, rated_sums
 from turbocode.kernels.attention.ring_heads import HEADS_BYTES
-from turbocode.kernels.attention.tile_copy import BARRIER_BYTES, WORD, stage_bytes
+from turbocode.kernels.attention.tile_copy import BARRIER_BYTES, stage_bytes
 from turbocode.kernels.attention.token_order import is_spread
 from turbocode.kernels.attention.value_sums import ValueSums, sum_channel, value_sums
+from turbocode.kernels.attention.word_copy import WORD
 from turbocode.kernels.attention.work_split import TABLE_BYTES
 from turbocode.kernels.fwht.hadamard import Rotation
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -24,11 +25,20 @@ from turbocode.kernels.attention.attend_variant import (
     shared_layout,
 )
 from turbocode.kernels.attention.gpu_arrays import LOG2_E, Side, check_arrays, compiled_format, float_bits
-from turbocode.kernels.attention.lookup import Lookup, key_lookup_for, lookup_for, lookup_words, table_scale
-from turbocode.kernels.attention.rate_tables import KEY_RUNS, VALUE_RUNS, RatedSide, least_image_bytes, rate_tables
+from turbocode.kernels.attention.key_scores import LANES as KEY_LANES
+from turbocode.kernels.attention.lookup import (
+    NO_TABLE,
+    Lookup,
+    TableKind,
+    is_possible,
+    lookup_of_kind,
+    lookup_words,
+    table_scale,
+)
+from turbocode.kernels.attention.rated_arrays import RatedArrays
 from turbocode.kernels.attention.skipping import EVERYTHING
+from turbocode.kernels.attention.value_sums import LANES as VALUE_LANES
 from turbocode.kernels.gpu_call import VALUE_TYPES, WORD
-from turbocode.kernels.multirate.gpu_table import gains_of, tables_of
 
 RESERVED = 1 << 10  # bytes of shared memory that the driver takes of each block
 MAX_WIDE_SUMS = 32  # accumulators of a lane beyond which a thread needs more than 128 registers
@@ -54,6 +64,7 @@ SHAPES = (
     Shape(1, 1, 2),
 )
 WIDE_SHAPES = (Shape(8, 1, 2), Shape(4, 1, 2), Shape(1, 1, 2))
+ROOMY_SHAPES = (Shape(12, 1, 2), *WIDE_SHAPES)  # for look-ups that take more registers than shared memory's do
 RATED_SHAPES = (Shape(16, 1, 2), *WIDE_SHAPES)  # of multirate sides, whose tables take what is left
 RATED_TABLE_BYTES = (1 << 15, 1 << 13, 1 << 11, 0)  # at most, of the table of the other side
 TABLE_BYTES = (1 << 17, 1 << 16, 1 << 15, 1 << 13, 1 << 11, 0)  # at most, of one table
@@ -79,23 +90,27 @@ class DecodeAttention:
 
     attention(queries, keys, values, last_token, scale=...) -> (output, lse); see codecs/gpu_attention.py
     shape : the layout of the kernel; is_bulk : one lane copies whole tiles; both chosen from the device by default
+    tables : the kind of look-ups, of keys and of values where it is possible; by default the fastest
     """
 
     def __init__(self, keys: Side, values: Side, head_dim: int, shape: Shape | None = None) -> None:
         self.keys, self.values, self.head_dim, self.shape = keys, values, head_dim, shape
         self.is_bulk: bool | None = None
         self.skipping = EVERYTHING
+        self.tables: TableKind | None = None
         for side in (keys, values):
             if not is_direct(side.block_format):
                 raise OptionError(f"{side.block_format.name} has no fast attention kernel")
         self._scales = [table_scale(side.block_format, side.centroids) for side in (keys, values)]
+        self._rated = None
+        if any(isinstance(side.block_format, MultirateFormat) for side in (keys, values)):
+            self._rated = RatedArrays(keys, values)
         self._shares_table = (
-            not isinstance(keys.block_format, MultirateFormat)
+            self._rated is None
             and keys.block_format == values.block_format
             and np.array_equal(keys.centroids, values.centroids)
         )
         self._tables: dict[tuple[int, int, Lookup], Any] = {}  # by device, side
-        self._rated: dict[tuple[int, int], _RatedArrays] = {}  # by device, bytes that the image may have
         self._calls: dict[Any, _Call] = {}
         self._rooms: dict[tuple[int, int], _Room] = {}
 
@@ -204,9 +219,9 @@ class DecodeAttention:
             self.keys.rotation,
             self.values.rotation,
             d,
-            key_lookup_for(self.keys.block_format, 0),
-            lookup_for(self.values.block_format, 0),
-            self._shares_table,
+            NO_TABLE,
+            NO_TABLE,
+            False,
             len(self.keys.centroids) > 1 or len(self.values.centroids) > 1,
             n_tiles,
             1,
@@ -224,11 +239,10 @@ class DecodeAttention:
         n_vectors = n_seqs * n_kv_heads * n_tokens
         variant = self._fitted(variant, queries.device, sums * n_tiles > MAX_WIDE_SUMS, n_vectors)
         kernel, threads = attend_kernel(variant), WARP * variant.n_warps
-        layout = shared_layout(variant)
-        shared_bytes, rated = layout.size, None
-        if any(rated_sides(variant)):
-            shared_bytes = _shared_room(queries.device, variant.blocks_at_once)
-            rated = self._rated_arrays(queries.device, shared_bytes - self._used_bytes(variant))
+        shared_bytes, rated = self._used_bytes(variant), None
+        if self._rated is not None:
+            room = _shared_room(queries.device, variant.blocks_at_once)
+            rated, shared_bytes = self._rated.on_device(queries.device, room - shared_bytes), room
         groups = -(-columns // (COLUMNS * n_tiles))
         grid = n_blocks or _launch.resident(kernel, N_ARGS, threads, queries.device, shared_bytes)
         lookups = variant.key_lookup, variant.value_lookup
@@ -250,7 +264,7 @@ class DecodeAttention:
             *gaps_of_tables,
             *(float_bits(factor), float_bits(softcap * LOG2_E), float_bits(1 / self._scales[1])),
             *(float_bits(self.skipping.sparse_v), float_bits(self.skipping.tile_floor * LOG2_E)),
-            *((rated.image.pointer, rated.image.shape[0] * 4) if rated else (0, 0)),
+            *((rated.image.pointer, 4 * rated.image.shape[0]) if rated else (0, 0)),
             *(side.block_format.bytes_per_vector(d) for side in (self.keys, self.values)),
         )
         assert len(counts) + 12 == N_ARGS
@@ -267,6 +281,25 @@ class DecodeAttention:
             max(1, n_seqs * n_kv_heads * groups),
         )
 
+    def _table_kinds(self) -> list[TableKind]:
+        """Of keys and of values. Raises OptionError if neither can be looked up as wanted."""
+        sides = (self.keys, KEY_LANES), (self.values, VALUE_LANES)
+
+        def allows(kind: TableKind) -> list[bool]:
+            return [is_possible(side.block_format, lanes, kind, side.centroids) for side, lanes in sides]
+
+        kinds = [TableKind.REGISTERS if allows(TableKind.REGISTERS)[0] else TableKind.SHARED, TableKind.SHARED]
+        if self.tables is not None:
+            fits = allows(self.tables)
+            if not any(fits):
+                names = ", ".join(kind.value for kind in TableKind if any(allows(kind)))
+                raise OptionError(
+                    f"neither {self.keys.block_format.name} nor {self.values.block_format.name} has tables of the kind "
+                    f"{self.tables.value}; allowed: {names}"
+                )
+            kinds = [self.tables if fit else kind for fit, kind in zip(fits, kinds, strict=True)]
+        return kinds
+
     def _table(self, device: int, number: int, lookup: Lookup) -> Any:
         """The words of the keys' (0) or the values' (1) table in the GPU's memory."""
         key = device, number, lookup
@@ -275,39 +308,27 @@ class DecodeAttention:
             self._tables[key] = _launch.upload(lookup_words(side.block_format, side.centroids, lookup), device)
         return self._tables[key]
 
-    def _rated_numbers(self) -> list[int]:
-        return [n for n, side in enumerate((self.keys, self.values)) if isinstance(side.block_format, MultirateFormat)]
-
-    def _rated_arrays(self, device: int, max_bytes: int) -> _RatedArrays:
-        """The image of the multirate sides, in at most max_bytes of shared memory, and their words."""
-        key = device, max_bytes
-        if key not in self._rated:
-            numbers = self._rated_numbers()
-            found = rate_tables([self._rated_side(number) for number in numbers], max_bytes)
-            words = {n: _launch.upload(of_side[None], device) for n, of_side in zip(numbers, found.words, strict=True)}
-            self._rated[key] = _RatedArrays(_launch.upload(found.image, device), words)
-        return self._rated[key]
-
-    def _rated_side(self, number: int) -> RatedSide:
-        side = (self.keys, self.values)[number]
-        form: Any = side.block_format
-        table = np.ascontiguousarray(side.centroids[0], np.float32)
-        return RatedSide(form.rates, tables_of(table), gains_of(table), (KEY_RUNS, VALUE_RUNS)[number])
-
     def _used_bytes(self, variant: AttendVariant) -> int:
         """Shared memory of a block, but for the image of multirate sides."""
-        layout = shared_layout(variant)
-        if not any(rated_sides(variant)):
-            return layout.size
-        sides = (side.block_format.bytes_per_vector(self.head_dim) for side in (self.keys, self.values))
-        return layout.size + area_bytes(variant, *sides)
+        size = shared_layout(variant).size
+        if any(rated_sides(variant)):
+            size += area_bytes(
+                variant, *(side.block_format.bytes_per_vector(self.head_dim) for side in (self.keys, self.values))
+            )
+        return size
 
     def _fitted(self, variant: AttendVariant, device: int, is_wide: bool, n_vectors: int) -> AttendVariant:
         """The variant with the layout and the copies of tables that the device's shared memory holds."""
-        is_rated = any(rated_sides(variant))
-        shapes = (self.shape,) if self.shape else WIDE_SHAPES if is_wide else RATED_SHAPES if is_rated else SHAPES
-        pairs = [(shape, most) for most in (RATED_TABLE_BYTES if is_rated else TABLE_BYTES) for shape in shapes]
-        image = least_image_bytes([self._rated_side(number) for number in self._rated_numbers()]) if is_rated else 0
+        sides, kinds = (self.keys, self.values), self._table_kinds()
+        is_roomy = self.tables in (TableKind.REGISTERS, TableKind.CACHED, TableKind.CONSTANT)
+        shapes: tuple[Shape, ...] = WIDE_SHAPES if is_wide else ROOMY_SHAPES if is_roomy else SHAPES
+        sizes: Sequence[int] = TABLE_BYTES
+        image = 0
+        if self._rated is not None:
+            shapes, sizes, image = WIDE_SHAPES if is_wide else RATED_SHAPES, RATED_TABLE_BYTES, self._rated.least_bytes
+        if self.shape:
+            shapes = (self.shape,)
+        pairs = [(shape, most) for most in sizes for shape in shapes]
         is_scalar = not (variant.key_format.is_trellis or variant.value_format.is_trellis)
         if is_scalar and (is_wide or n_vectors > SHORT * multiprocessors()):
             full = FULL_PAIRS << 2 * max(variant.key_format.bits, variant.value_format.bits)
@@ -316,7 +337,12 @@ class DecodeAttention:
         elif is_scalar:
             pairs = [pair for pair in pairs if pair[0].blocks_at_once == 1] or pairs
         for shape, most in pairs:
-            found = replace_shape(variant, shape, most)
+            keys, values = (
+                lookup_of_kind(side.block_format, kind, side.centroids, most)
+                for side, kind in zip(sides, kinds, strict=True)
+            )
+            found = replace_shape(variant, shape, keys, values)
+            found = found._replace(shares_table=self._shares_table and keys == values)
             if self._used_bytes(found) + image <= _shared_room(device, shape.blocks_at_once):
                 return found
         raise OptionError(
@@ -336,28 +362,17 @@ class _Room:
     owners: Any
 
 
-@dataclass(frozen=True, eq=False)
-class _RatedArrays:
-    """RateTables on a GPU; words : by the number of the side, keys 0, values 1."""
-
-    image: Any
-    words: dict[int, Any]
-
-
 def _shared_room(device: int, blocks_at_once: int) -> int:
     """Shared memory that a block may ask for where so many share a multiprocessor."""
     per_block, per_multiprocessor = shared_limits(device)
     return min(per_block, per_multiprocessor // blocks_at_once - RESERVED)
 
 
-def replace_shape(variant: AttendVariant, shape: Shape, table_bytes: int) -> AttendVariant:
-    """The variant with another layout, and tables of at most so many bytes where more than one copy is kept."""
-    key_lookup = key_lookup_for(variant.key_format, table_bytes)
-    value_lookup = lookup_for(variant.value_format, table_bytes)
+def replace_shape(variant: AttendVariant, shape: Shape, key_lookup: Lookup, value_lookup: Lookup) -> AttendVariant:
+    """The variant with another layout and other look-ups."""
     return variant._replace(
         key_lookup=key_lookup,
         value_lookup=value_lookup,
-        shares_table=variant.shares_table and key_lookup == value_lookup,
         n_warps=shape.n_warps,
         n_stages=shape.n_stages,
         blocks_at_once=shape.blocks_at_once,

@@ -1,7 +1,7 @@
-"""From index bits to float16 values by look-ups in shared memory, for the fast attention kernel.
+"""From index bits to float16 values by look-ups, for the fast attention kernel.
 
-Lanes of a warp ask for entries that have nothing to do with each other, so a table lies there in up to 32 copies, entry
-by entry: then each lane reads its own bank and all are answered at once. What a look-up gives:
+Lanes of a warp ask for entries that have nothing to do with each other, so a table lies in shared memory in up to 32
+copies, entry by entry: then each lane reads its own bank and all are answered at once. What a look-up gives:
 
 - scalar codebooks, a byte of the stored bits: four values of two bits; two of three bits, whether they begin at the
   byte's first or third bit; two of four bits. An entry is 256 bytes long, so that the byte is the second one of its
@@ -9,12 +9,13 @@ by entry: then each lane reads its own bank and all are answered at once. What a
 - scalar codebooks where that does not fit, or runs of values are no whole bytes: a pair of values.
 - trellises: a pair of values for two states in a row if all of these fit, else the value of one state.
 
-Keys of two bits need no table: see run_in_registers.py. Values keep theirs, so that neither the memory nor the
-arithmetic units wait for the other.
+Keys of two bits need no table: see run_in_registers.py. Values keep theirs, so that neither shared memory nor the
+arithmetic units wait for the other. Other kinds of tables are there to be compared: docs/log.md.
 """
 
 from __future__ import annotations
 
+import enum
 import functools
 from typing import NamedTuple
 
@@ -29,23 +30,34 @@ from turbocode.kernels.attention.unbiased_halves import unbiased_halves
 MAX_COPIES_LOG2 = 5
 BYTE_ROW = 256  # bytes of an entry that a byte chooses
 WHOLE_BYTES = 32  # values of a block whose eighth is whole bytes for 2, 3 and 4 bits
-REGISTER_VALUES = 64  # of a block that four lanes share in whole words of two bits
+REGISTER_VALUES = 16  # of two bits in a word
 _TABLE_FREE = (Layout.Q8_0, Layout.FLOAT16)
 _N_SCALES = 1 << 18  # that `nearly_halves` tries
+
+
+class TableKind(enum.Enum):
+    """Where look-ups go: of all formats, of two bits, of symmetric codebooks, and twice of trellises."""
+
+    SHARED = "shared"
+    REGISTERS = "registers"
+    MAGNITUDES = "magnitudes"  # in shared memory, half as many entries of a value; the sign is put in afterwards
+    CACHED = "cached"  # where the table lies, through the first cache
+    CONSTANT = "constant"  # compiled into the kernel, which is then one codebook's
 
 
 class Lookup(NamedTuple):
     """index_bits : of a stream that a look-up consumes or sees, 0 without a table; copies_log2 : copies of the table
 
     is_by_byte : entries are two words, 32 times, 256 bytes in all; else one word
-    in_registers : no table, but two words of centroids
-    side_words : of a multirate side (rate_tables.py), which lie there once instead of a table
+    side_words : of a multirate side (rate_tables.py), which lie in shared memory instead of a table
+    constants : the words of TableKind.CONSTANT
     """
 
     index_bits: int
     copies_log2: int
     is_by_byte: bool = False
-    in_registers: bool = False
+    kind: TableKind = TableKind.SHARED
+    constants: bytes = b""
     side_words: int = 0
 
     @property
@@ -53,15 +65,23 @@ class Lookup(NamedTuple):
         return 1 << self.index_bits if self.index_bits else 0
 
     @property
+    def in_shared(self) -> bool:
+        """Whether there is a table in shared memory."""
+        return (self.index_bits > 0 or self.side_words > 0) and self.kind in (TableKind.SHARED, TableKind.MAGNITUDES)
+
+    @property
     def shared_bytes(self) -> int:
         if self.side_words:
             return 4 * self.side_words
+        if not self.in_shared:
+            return 0
         return self.entries * BYTE_ROW if self.is_by_byte else self.entries * 4 << self.copies_log2
 
     @property
     def words(self) -> int:
         """Of all entries in global memory."""
-        return self.side_words or (2 if self.in_registers else max(1, self.entries * (2 if self.is_by_byte else 1)))
+        n = 2 if self.kind is TableKind.REGISTERS else max(1, self.entries * (2 if self.is_by_byte else 1))
+        return self.side_words or n
 
     @property
     def low(self) -> int:
@@ -74,7 +94,7 @@ class Lookup(NamedTuple):
 
 
 NO_TABLE = Lookup(0, 0)
-IN_REGISTERS = Lookup(0, 0, in_registers=True)
+IN_REGISTERS = Lookup(0, 0, kind=TableKind.REGISTERS)
 
 
 def is_joint(form: BlockFormat) -> bool:
@@ -103,10 +123,38 @@ def lookup_for(form: BlockFormat | MultirateFormat, shared_bytes: int) -> Lookup
     return Lookup(index_bits, copies)
 
 
-def key_lookup_for(form: BlockFormat | MultirateFormat, shared_bytes: int) -> Lookup:
-    """`lookup_for` of keys: in registers where runs are whole words of indices with two bits."""
-    is_plain = form.layout is Layout.BITSTREAM and form.bits == 2
-    return IN_REGISTERS if is_plain and form.values_per_block % REGISTER_VALUES == 0 else lookup_for(form, shared_bytes)
+def is_possible(
+    form: BlockFormat | MultirateFormat, parts: int, kind: TableKind, centroids: NDArray[np.float32]
+) -> bool:
+    """Whether a format's centroids (n, entries) can be looked up so, where `parts` lanes share a block."""
+    if isinstance(form, MultirateFormat):
+        return kind is TableKind.SHARED
+    if kind is TableKind.REGISTERS:
+        return (
+            form.layout is Layout.BITSTREAM
+            and form.bits == 2
+            and form.values_per_block % (parts * REGISTER_VALUES) == 0
+        )
+    if kind is TableKind.MAGNITUDES:
+        is_packed = form.layout is Layout.BITSTREAM and not form.is_trellis and form.bits in (2, 3, 4)
+        return is_packed and bool((centroids == -centroids[:, ::-1]).all())
+    if kind is TableKind.CONSTANT:
+        return form.is_trellis and len(centroids) == 1
+    return kind is TableKind.SHARED or form.is_trellis
+
+
+def lookup_of_kind(form: BlockFormat, kind: TableKind, centroids: NDArray[np.float32], shared_bytes: int) -> Lookup:
+    """The look-up of a kind that is possible."""
+    if kind is TableKind.REGISTERS:
+        return IN_REGISTERS
+    if kind is TableKind.MAGNITUDES:
+        return Lookup(2 * form.bits - 1, MAX_COPIES_LOG2, kind=kind)
+    if kind is TableKind.SHARED:
+        return lookup_for(form, shared_bytes)
+    found = Lookup(form.states_log2, 0, kind=kind)
+    if kind is TableKind.CONSTANT:
+        return found._replace(constants=lookup_words(form, centroids, found).tobytes())
+    return found
 
 
 @functools.cache
@@ -146,8 +194,11 @@ def lookup_words(form: BlockFormat, centroids: NDArray[np.float32], lookup: Look
     scaled = (centroids * np.float32(table_scale(form, centroids))).astype(np.float16)
     halves, bits = scaled.view(np.uint16).astype(np.uint32), form.bits
     index = (1 << bits) - 1
-    if lookup.in_registers:
+    if lookup.kind is TableKind.REGISTERS:
         return _bytes_apart(halves)
+    if lookup.kind is TableKind.MAGNITUDES:  # the bit between those of two magnitudes is a sign's, and not looked at
+        half = 1 << bits - 1
+        return _pairs(halves[:, half:], i & half - 1, i >> bits)
     if lookup.is_by_byte:
         further = (8 - 2 * bits) if bits == 3 else 2 * bits % 8  # the bit at which the second pair begins
         pairs = [_pairs(halves, i >> n & index, i >> n + bits & index) for n in (0, further)]

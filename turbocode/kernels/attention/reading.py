@@ -11,7 +11,7 @@ from typing import Any
 from turbocode.formats import BlockFormat, Layout, MultirateFormat
 from turbocode.kernels._cuda import device, types
 from turbocode.kernels.attention.lane_run import Reading
-from turbocode.kernels.attention.lookup import Lookup, is_joint
+from turbocode.kernels.attention.lookup import Lookup, TableKind, is_joint
 from turbocode.kernels.attention.rate_tables import HALF_RUN
 from turbocode.kernels.attention.run_in_registers import in_registers
 from turbocode.kernels.attention.run_of_indices import of_bytes, of_indices, of_planes
@@ -25,7 +25,7 @@ uint32 = types.uint32
 def reading(form: BlockFormat, parts: int, lookup: Lookup) -> Reading:
     """The functions for blocks of one format that `parts` lanes share."""
     values = form.values_per_block // parts
-    if lookup.in_registers:
+    if lookup.kind is TableKind.REGISTERS:
         return in_registers(form, values, parts)
     if form.is_trellis:
         return of_states(form, values, parts, lookup)
@@ -51,7 +51,7 @@ def has_norm(form: BlockFormat) -> bool:
 @functools.cache
 def place_of_key(form: BlockFormat | MultirateFormat, lookup: Lookup) -> Any:
     """The function of a uint32 number j that gives the place in its block of the value that `four` gives j-th."""
-    in_stream, in_registers = place_in_block(form), lookup.in_registers
+    in_stream, in_registers = place_in_block(form), lookup.kind is TableKind.REGISTERS
 
     @device
     def place(j: Any) -> Any:
@@ -81,4 +81,4 @@ def place_in_block(form: BlockFormat | MultirateFormat) -> Any:
 
 def distance_of_two(form: BlockFormat, lookup: Lookup) -> int:
     """How far apart the values are that `two` gives: a byte of two bits of two tokens, alternately, has every other."""
-    return 4 if lookup.in_registers else 2 if lookup.is_by_byte and is_joint(form) else 1
+    return 4 if lookup.kind is TableKind.REGISTERS else 2 if lookup.is_by_byte and is_joint(form) else 1
