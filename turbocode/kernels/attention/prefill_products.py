@@ -104,30 +104,31 @@ def prefill_products(head_dim: int, tile: int, row_bytes: int) -> PrefillProduct
         word = uint32(uint32(lane >> uint32(3)) & uint32(1))
         return uint32(uint32(row * uint32(row_bytes)) + uint32(word * uint32(WORD)))
 
-    def score_pair(step: int, number: int) -> Any:
-        key_at, v = number * STEP * row_bytes + step * 2 * STEP, 8 * number
-        is_first = step == 0
+    def product(load: Any, place: int, v: int, is_first: bool) -> Any:
+        """The function that adds the left operand a times 16 columns, `place` bytes on in a tile, to eight sums."""
 
         @device
-        def multiply(keys: Any, a: Any, s: Any) -> None:
-            b = _ptx_matrices.load_matrices(at(keys, uint32(key_at)))
+        def multiply(tile: Any, a: Any, sums: Any) -> None:
+            b = load(at(tile, uint32(place)))
             if is_first:
                 for e in range(8):
-                    s[v + e] = _ZERO
+                    sums[v + e] = _ZERO
             c = _ptx_matrices.multiply_halves(
-                a[0], a[1], a[2], a[3], b[0], b[1], s[v], s[v + 1], s[v + 2], s[v + 3]
-            )  # fmt: skip
+                a[0], a[1], a[2], a[3], b[0], b[1], sums[v], sums[v + 1], sums[v + 2], sums[v + 3]
+            )
             d = _ptx_matrices.multiply_halves(
-                a[0], a[1], a[2], a[3], b[2], b[3], s[v + 4], s[v + 5], s[v + 6], s[v + 7]
-            )  # fmt: skip
-            s[v], s[v + 1], s[v + 2], s[v + 3] = c[0], c[1], c[2], c[3]
-            s[v + 4], s[v + 5], s[v + 6], s[v + 7] = d[0], d[1], d[2], d[3]
+                a[0], a[1], a[2], a[3], b[2], b[3], sums[v + 4], sums[v + 5], sums[v + 6], sums[v + 7]
+            )
+            sums[v], sums[v + 1], sums[v + 2], sums[v + 3] = c[0], c[1], c[2], c[3]
+            sums[v + 4], sums[v + 5], sums[v + 6], sums[v + 7] = d[0], d[1], d[2], d[3]
 
         return multiply
 
     def score_step(step: int) -> Any:
-        products = three_in_turn([score_pair(step, number) for number in range(tile // STEP)])
-        query_at = step * 2 * STEP
+        query_at, load = step * 2 * STEP, _ptx_matrices.load_matrices
+        products = three_in_turn(
+            [product(load, n * STEP * row_bytes + query_at, 8 * n, step == 0) for n in range(tile // STEP)]
+        )
 
         @device
         def multiply(queries: Any, keys: Any, s: Any) -> None:
@@ -137,26 +138,11 @@ def prefill_products(head_dim: int, tile: int, row_bytes: int) -> PrefillProduct
 
     score = three_in_turn([score_step(step) for step in range(head_dim // STEP)])
 
-    def add_pair(step: int, number: int) -> Any:
-        value_at, v = step * STEP * row_bytes + number * 2 * STEP, 8 * number
-
-        @device
-        def multiply(values: Any, a: Any, o: Any) -> None:
-            b = _ptx_matrices.load_turned_matrices(at(values, uint32(value_at)))
-            c = _ptx_matrices.multiply_halves(
-                a[0], a[1], a[2], a[3], b[0], b[1], o[v], o[v + 1], o[v + 2], o[v + 3]
-            )  # fmt: skip
-            d = _ptx_matrices.multiply_halves(
-                a[0], a[1], a[2], a[3], b[2], b[3], o[v + 4], o[v + 5], o[v + 6], o[v + 7]
-            )  # fmt: skip
-            o[v], o[v + 1], o[v + 2], o[v + 3] = c[0], c[1], c[2], c[3]
-            o[v + 4], o[v + 5], o[v + 6], o[v + 7] = d[0], d[1], d[2], d[3]
-
-        return multiply
-
     def add_step(step: int) -> Any:
-        products = three_in_turn([add_pair(step, number) for number in range(head_dim // STEP)])
-        v = 8 * step
+        value_at, load, v = step * STEP * row_bytes, _ptx_matrices.load_turned_matrices, 8 * step
+        products = three_in_turn(
+            [product(load, value_at + n * 2 * STEP, 8 * n, False) for n in range(head_dim // STEP)]
+        )
 
         @device
         def multiply(s: Any, values: Any, o: Any) -> None:
