@@ -67,7 +67,7 @@ def row_of(args: argparse.Namespace, n_tokens: int, n_rows: int) -> dict[str, An
         "tokens": n_tokens,
         "rows": n_rows,
         "blocks_per_multiprocessor": args.heads * n_rows / BLOCK_ROWS / multiprocessors,
-        "takes_prefill": AnyRows(codec, codec).is_prompt(*queries.shape[:3]),
+        "takes_prefill": AnyRows(codec, codec).is_prompt(*queries.shape[:3], args.kv_heads),
         "step_seconds": seconds_of(in_steps, args.repeats),
         "prefill_seconds": seconds_of(functools.partial(prefill, queries, *blocks, last, **options), args.repeats),
         "paged_seconds": seconds_of(

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from helpers.tiny_models import some_tokens, tiny_model, torch, transformers
 
-from turbocode.codecs import make_codec, multirate_codec
+from turbocode.codecs import gpu_any_rows, make_codec, multirate_codec
 from turbocode.dumps import DumpMetadata, create_calibration
 from turbocode.errors import DataError, OptionError
 from turbocode.integrations import coded_side, packed_attention
@@ -56,7 +56,7 @@ error = float((found - expected).norm() / expected.norm())
 print(f"{error:.1e}")
 assert torch.isfinite(found).all() and 1e-9 < error < 1e-3
 
-prefilled = []
+prefilled, gpu_any_rows.BLOCK_ROWS = [], 16
 plain = prefill_cuda.PrefillAttention.__call__
 prefill_cuda.PrefillAttention.__call__ = lambda self, queries, *rest, **options: (
     prefilled.append((self.keys.block_format.name, queries.shape[2])) or plain(self, queries, *rest, **options)
@@ -67,7 +67,7 @@ print(f"prompt {error:.1e}")
 assert torch.isfinite(found).all() and 1e-9 < error < 1e-3
 # Nine rows at once in both layers: the first tokens, the packed ones and the latest ones.
 assert len(prefilled) == 6 and {rows for _, rows in prefilled} == {9} and len({name for name, _ in prefilled}) == 2
-prefill_cuda.PrefillAttention.__call__ = plain
+prefill_cuda.PrefillAttention.__call__, gpu_any_rows.BLOCK_ROWS = plain, 128
 
 
 def multirate_policy(folder: str) -> CachePolicy:

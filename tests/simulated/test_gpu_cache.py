@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from helpers.attention_cases import relative_error
 
-from turbocode.codecs import make_codec
+from turbocode.codecs import gpu_any_rows, make_codec
 from turbocode.codecs.gpu_cache import GpuCache
 from turbocode.errors import OptionError
 from turbocode.kernels.attention import cuda, prefill_cuda, reference
@@ -82,14 +82,17 @@ def test_tokens_move_in_whole_runs(rng: np.random.Generator) -> None:
     assert story.cache.lengths.tolist() == [39, 20]
 
 
-def test_a_prompt_is_attended_by_prefill(rng: np.random.Generator) -> None:
+def test_a_prompt_is_attended_by_prefill(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its rows see sinks, packed tokens and a tail; those of a short sequence no packed ones."""
+    monkeypatch.setattr(gpu_any_rows, "BLOCK_ROWS", 16)
     story = Story(new_cache(sinks=2, recent=5), rng)
     story.append(25, counts=[25, 9])
     story.check([16, 0], n_rows=9)
     attentions = story.cache._attention, story.cache._exact_attention
     assert all(attention._prompt is not None for attention in attentions)
     assert story.cache._parts == {}
+    prompt = story.cache._attention
+    assert prompt.is_prompt(1, 2, 9, 1) and not prompt.is_prompt(1, 2, 8, 1) and not prompt.is_prompt(1, 2, 9, 2)
 
 
 def test_captured_steps_decide_on_the_gpu(rng: np.random.Generator) -> None:

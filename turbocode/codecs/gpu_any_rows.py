@@ -26,19 +26,24 @@ class AnyRows:
         self._prompt: GpuPrefill | None = None
         self._has_prefill = has_prefill(key_codec, value_codec)
 
-    def is_prompt(self, n_seqs: int, n_heads: int, n_rows: int) -> bool:
-        """Whether so many query rows are attended by GpuPrefill."""
+    def is_prompt(self, n_seqs: int, n_heads: int, n_rows: int, n_kv_heads: int) -> bool:
+        """Whether so many rows of so many query heads are attended by GpuPrefill: full blocks, enough for the GPU."""
         from turbocode.kernels._cuda import multiprocessors
 
-        if not self._has_prefill or n_rows <= MOST_IN_A_STEP:
+        rows = n_heads // n_kv_heads * n_rows
+        if not self._has_prefill or n_rows <= MOST_IN_A_STEP or rows < BLOCK_ROWS:
             return False
-        return -(-n_seqs * n_heads * n_rows // BLOCK_ROWS) >= multiprocessors()
+        return n_seqs * n_kv_heads * -(-rows // BLOCK_ROWS) >= multiprocessors()
 
     def __call__(
         self, queries: Any, key_blocks: Any, value_blocks: Any, last_token: Any, **options: Any
     ) -> tuple[Any, Any]:
         """What both give; options : those that both take. A prompt allocates an array of the queries' size."""
-        if len(queries.shape) != 4 or not self.is_prompt(*queries.shape[:3]):
+        is_prompt = False  # and of arrays of other shapes the step says what is wrong
+        if len(queries.shape) == len(key_blocks.shape) == 4 and key_blocks.shape[1]:
+            n_seqs, n_heads, n_rows, _ = queries.shape
+            is_prompt = self.is_prompt(n_seqs, n_heads, n_rows, key_blocks.shape[1])
+        if not is_prompt:
             return self._step(queries, key_blocks, value_blocks, last_token, **options)
         if self._prompt is None:
             assert isinstance(self.key_codec, Codec) and isinstance(self.value_codec, Codec)

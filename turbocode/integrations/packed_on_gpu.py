@@ -41,9 +41,9 @@ class PackedOnGpu:
         out = torch.empty(queries.shape, dtype=queries.dtype, device=queries.device)
         last = torch.arange(first_row, n_seen, dtype=torch.int32, device=queries.device).repeat(n_seqs, 1)
         at_once = min(n_rows, max(PROMPT_VECTORS // (n_seqs * n_heads), ROWS_AT_ONCE))
-        pairs = [(key_run[0], value_run[0]) for key_run, value_run in runs]
-        if not all(self._attention(*pair).is_prompt(n_seqs, n_heads, at_once) for pair in pairs):
-            at_once = ROWS_AT_ONCE
+        for (key_codec, keys), (value_codec, _) in runs:
+            if not self._attention(key_codec, value_codec).is_prompt(n_seqs, n_heads, at_once, keys.shape[1]):
+                at_once = ROWS_AT_ONCE
         for start in range(0, n_rows, at_once):
             rows = slice(start, min(start + at_once, n_rows))
             self._rows(call, queries[:, :, rows], last[:, rows].contiguous(), runs, first, out[:, :, rows])
