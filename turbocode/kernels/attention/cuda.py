@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -65,7 +66,8 @@ SHAPES = (
 )
 WIDE_SHAPES = (Shape(8, 1, 2), Shape(4, 1, 2), Shape(1, 1, 2))
 ROOMY_SHAPES = (Shape(12, 1, 2), *WIDE_SHAPES)  # for look-ups that take more registers than shared memory's do
-RATED_SHAPES = (Shape(16, 1, 2), *WIDE_SHAPES)  # of multirate sides, whose tables take what is left
+RATED_SHAPES = (Shape(16, 1, 2), Shape(12, 1, 2), *WIDE_SHAPES)  # of multirate sides, whose tables take what is left
+RATED_ROOM = 1 << 15  # bytes that should be left for them
 RATED_TABLE_BYTES = (1 << 15, 1 << 13, 1 << 11, 0)  # at most, of the table of the other side
 TABLE_BYTES = (1 << 17, 1 << 16, 1 << 15, 1 << 13, 1 << 11, 0)  # at most, of one table
 SHORT = 4096  # keys a multiprocessor
@@ -329,6 +331,7 @@ class DecodeAttention:
         if self.shape:
             shapes = (self.shape,)
         pairs = [(shape, most) for most in sizes for shape in shapes]
+        wanted = [max(image, RATED_ROOM), image] if image else [0]
         is_scalar = not (variant.key_format.is_trellis or variant.value_format.is_trellis)
         if is_scalar and (is_wide or n_vectors > SHORT * multiprocessors()):
             full = FULL_PAIRS << 2 * max(variant.key_format.bits, variant.value_format.bits)
@@ -336,14 +339,14 @@ class DecodeAttention:
             pairs = [(shapes[0], most) for most in sizes] + pairs
         elif is_scalar:
             pairs = [pair for pair in pairs if pair[0].blocks_at_once == 1] or pairs
-        for shape, most in pairs:
+        for left, (shape, most) in itertools.product(wanted, pairs):
             keys, values = (
                 lookup_of_kind(side.block_format, kind, side.centroids, most)
                 for side, kind in zip(sides, kinds, strict=True)
             )
             found = replace_shape(variant, shape, keys, values)
             found = found._replace(shares_table=self._shares_table and keys == values)
-            if self._used_bytes(found) + image <= _shared_room(device, shape.blocks_at_once):
+            if self._used_bytes(found) + left <= _shared_room(device, shape.blocks_at_once):
                 return found
         raise OptionError(
             f"{variant.key_format.name} and {variant.value_format.name} need {self._used_bytes(found) + image} bytes "
