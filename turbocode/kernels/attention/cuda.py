@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ import numpy as np
 from turbocode.errors import OptionError
 from turbocode.formats import MultirateFormat
 from turbocode.kernels import _launch
-from turbocode.kernels._cuda import has_bulk_copies, multiprocessors, shared_limits
+from turbocode.kernels._cuda import compute_capability, has_bulk_copies, multiprocessors, shared_limits
 from turbocode.kernels._launch import device_array, look, stream_handle
 from turbocode.kernels.attention.attend_kernel import N_ARGS, attend_kernel
 from turbocode.kernels.attention.attend_variant import (
@@ -65,8 +64,11 @@ SHAPES = (
     Shape(1, 1, 2),
 )
 WIDE_SHAPES = (Shape(8, 1, 2), Shape(4, 1, 2), Shape(1, 1, 2))
-ROOMY_SHAPES = (Shape(12, 1, 2), *WIDE_SHAPES)  # for look-ups that take more registers than shared memory's do
-RATED_SHAPES = (Shape(16, 1, 2), Shape(12, 1, 2), *WIDE_SHAPES)  # of multirate sides, whose tables take what is left
+# For look-ups that take more registers than shared memory's do, and GPUs other than Hopper, whose code takes more.
+ROOMY_SHAPES = (Shape(12, 1, 2), *WIDE_SHAPES)
+HOPPER = (9, 0)
+ENOUGH_WARPS = 8  # fewer only where tables of no size leave room for them
+RATED_SHAPES = (Shape(16, 1, 2), *ROOMY_SHAPES)  # of multirate sides, whose tables take what is left
 RATED_ROOM = 1 << 15  # bytes that should be left for them
 RATED_TABLE_BYTES = (1 << 15, 1 << 13, 1 << 11, 0)  # at most, of the table of the other side
 TABLE_BYTES = (1 << 17, 1 << 16, 1 << 15, 1 << 13, 1 << 11, 0)  # at most, of one table
@@ -322,16 +324,21 @@ class DecodeAttention:
     def _fitted(self, variant: AttendVariant, device: int, is_wide: bool, n_vectors: int) -> AttendVariant:
         """The variant with the layout and the copies of tables that the device's shared memory holds."""
         sides, kinds = (self.keys, self.values), self._table_kinds()
-        is_roomy = self.tables in (TableKind.REGISTERS, TableKind.CACHED, TableKind.CONSTANT)
+        is_roomy = compute_capability(device) != HOPPER or self.tables in (
+            TableKind.REGISTERS,
+            TableKind.CACHED,
+            TableKind.CONSTANT,
+        )
         shapes: tuple[Shape, ...] = WIDE_SHAPES if is_wide else ROOMY_SHAPES if is_roomy else SHAPES
         sizes: Sequence[int] = TABLE_BYTES
         image = 0
         if self._rated is not None:
-            shapes, sizes, image = WIDE_SHAPES if is_wide else RATED_SHAPES, RATED_TABLE_BYTES, self._rated.least_bytes
+            shapes = WIDE_SHAPES if is_wide else ROOMY_SHAPES if is_roomy else RATED_SHAPES
+            sizes, image = RATED_TABLE_BYTES, self._rated.least_bytes
         if self.shape:
             shapes = (self.shape,)
         pairs = [(shape, most) for most in sizes for shape in shapes]
-        wanted = [max(image, RATED_ROOM), image] if image else [0]
+        pairs.sort(key=lambda pair: -min(pair[0].n_warps, ENOUGH_WARPS))
         is_scalar = not (variant.key_format.is_trellis or variant.value_format.is_trellis)
         if is_scalar and (is_wide or n_vectors > SHORT * multiprocessors()):
             full = FULL_PAIRS << 2 * max(variant.key_format.bits, variant.value_format.bits)
@@ -339,7 +346,11 @@ class DecodeAttention:
             pairs = [(shapes[0], most) for most in sizes] + pairs
         elif is_scalar:
             pairs = [pair for pair in pairs if pair[0].blocks_at_once == 1] or pairs
-        for left, (shape, most) in itertools.product(wanted, pairs):
+        tried = [(image, *pair) for pair in pairs]
+        if image:
+            roomy = [(max(image, RATED_ROOM), *pair) for pair in pairs if pair[0].n_warps >= ENOUGH_WARPS]
+            tried = roomy + tried
+        for left, shape, most in tried:
             keys, values = (
                 lookup_of_kind(side.block_format, kind, side.centroids, most)
                 for side, kind in zip(sides, kinds, strict=True)
