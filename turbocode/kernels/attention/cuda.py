@@ -68,7 +68,8 @@ WIDE_SHAPES = (Shape(8, 1, 2), Shape(4, 1, 2), Shape(1, 1, 2))
 ROOMY_SHAPES = (Shape(12, 1, 2), *WIDE_SHAPES)
 HOPPER = (9, 0)
 ENOUGH_WARPS = 8  # fewer only where tables of no size leave room for them
-RATED_SHAPES = (Shape(16, 1, 2), *WIDE_SHAPES)  # of multirate sides, whose tables take what is left
+RATED_SHAPES = (Shape(16, 1, 2), *ROOMY_SHAPES)  # of multirate sides, whose tables take what is left
+RATED_ROOM = 1 << 15  # bytes that should be left for them
 RATED_TABLE_BYTES = (1 << 15, 1 << 13, 1 << 11, 0)  # at most, of the table of the other side
 TABLE_BYTES = (1 << 17, 1 << 16, 1 << 15, 1 << 13, 1 << 11, 0)  # at most, of one table
 SHORT = 4096  # keys a multiprocessor
@@ -332,7 +333,8 @@ class DecodeAttention:
         sizes: Sequence[int] = TABLE_BYTES
         image = 0
         if self._rated is not None:
-            shapes, sizes, image = WIDE_SHAPES if is_wide else RATED_SHAPES, RATED_TABLE_BYTES, self._rated.least_bytes
+            shapes = WIDE_SHAPES if is_wide else ROOMY_SHAPES if is_roomy else RATED_SHAPES
+            sizes, image = RATED_TABLE_BYTES, self._rated.least_bytes
         if self.shape:
             shapes = (self.shape,)
         pairs = [(shape, most) for most in sizes for shape in shapes]
@@ -344,14 +346,18 @@ class DecodeAttention:
             pairs = [(shapes[0], most) for most in sizes] + pairs
         elif is_scalar:
             pairs = [pair for pair in pairs if pair[0].blocks_at_once == 1] or pairs
-        for shape, most in pairs:
+        tried = [(image, *pair) for pair in pairs]
+        if image:
+            roomy = [(max(image, RATED_ROOM), *pair) for pair in pairs if pair[0].n_warps >= ENOUGH_WARPS]
+            tried = roomy + tried
+        for left, shape, most in tried:
             keys, values = (
                 lookup_of_kind(side.block_format, kind, side.centroids, most)
                 for side, kind in zip(sides, kinds, strict=True)
             )
             found = replace_shape(variant, shape, keys, values)
             found = found._replace(shares_table=self._shares_table and keys == values)
-            if self._used_bytes(found) + image <= _shared_room(device, shape.blocks_at_once):
+            if self._used_bytes(found) + left <= _shared_room(device, shape.blocks_at_once):
                 return found
         raise OptionError(
             f"{variant.key_format.name} and {variant.value_format.name} need {self._used_bytes(found) + image} bytes "
