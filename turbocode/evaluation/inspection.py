@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -202,7 +203,7 @@ def _inspect_calibration(file: Calibration) -> dict[str, Any]:
         "file": file.path,
         "metadata": asdict(file.metadata),
         "dump_sha256": file.dump_sha256,
-        "bytes": {"file": os.path.getsize(file.path), **n_bytes},
+        "bytes": {"file": Path(file.path).stat().st_size, **n_bytes},
         "provenance": file.provenance,
         "layers": list(layers.values()),
     }
