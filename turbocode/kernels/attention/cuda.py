@@ -12,7 +12,7 @@ from turbocode.errors import OptionError
 from turbocode.formats import MultirateFormat
 from turbocode.kernels import _launch
 from turbocode.kernels._cuda import compute_capability, has_bulk_copies, multiprocessors, shared_limits
-from turbocode.kernels._launch import device_array, look, stream_handle
+from turbocode.kernels._launch import device_array, look, stream_for
 from turbocode.kernels.attention.attend_kernel import N_ARGS, attend_kernel
 from turbocode.kernels.attention.attend_variant import (
     COLUMNS,
@@ -136,16 +136,16 @@ class DecodeAttention:
         lse: Any = None,
         stream: Any = None,
     ) -> tuple[Any, Any]:
-        q_key, q, device, current = look(queries)
+        q_key, q, device = look(queries)
         if out is None or lse is None:
             like = device_array(queries)
             out = _launch.empty(like, like.shape, like.dtype) if out is None else out
             lse = _launch.empty(like, like.shape[:-1], "float32") if lse is None else lse
-        k_key, k, _, _ = look(keys)
-        v_key, v, _, _ = look(values)
-        last_key, last, _, _ = look(last_token)
-        out_key, target, _, _ = look(out)
-        lse_key, lse_target, _, _ = look(lse)
+        k_key, k, _ = look(keys)
+        v_key, v, _ = look(values)
+        last_key, last, _ = look(last_token)
+        out_key, target, _ = look(out)
+        lse_key, lse_target, _ = look(lse)
         page_key, page_table = (None, 0) if pages is None else look(pages)[:2]
         gain_key, gain_table = (None, 0) if gains is None else look(gains)[:2]
         options = scale, window, softcap, first_token, n_blocks
@@ -155,7 +155,7 @@ class DecodeAttention:
             given = queries, keys, values, last_token, out, lse, pages, gains
             arrays = [None if array is None else device_array(array) for array in given]
             call = self._calls[key] = self._prepare(arrays, *options)
-        handle = stream_handle(stream, current)
+        handle = stream_for(stream, queries, device)
         room = self._room(device, handle, call)
         pointers: tuple[Any, ...] = (
             q,
