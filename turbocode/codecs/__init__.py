@@ -10,6 +10,7 @@ from turbocode.codecs.coder import (
     encode_heads,
     has_packed_attention,
     plain_codec,
+    run_tokens,
 )
 from turbocode.codecs.multirate_codec import MultirateCodec, multirate_codec, multirate_from_calibration
 from turbocode.codecs.report import EncodeReport
@@ -38,4 +39,5 @@ __all__ = [
     "multirate_from_calibration",
     "parse_codec",
     "plain_codec",
+    "run_tokens",
 ]

@@ -90,6 +90,11 @@ def has_packed_attention(coder: Coder) -> bool:
     return not (isinstance(coder, TransformedCodec) and coder.kept_bytes)
 
 
+def run_tokens(coder: Coder) -> int:
+    """Tokens that it codes and decodes together: a call's first token is a multiple of it. 1 for each alone."""
+    return coder.run_tokens if isinstance(coder, TransformedCodec) else 1
+
+
 def encode_heads(coder: Coder, values: NDArray[Any]) -> NDArray[np.uint8]:
     """Blocks uint8 (B, J, T, bytes_per_vector) of float16 or float32 vectors (B, J, T, D), each head by its own.
 

@@ -58,6 +58,11 @@ class TransformedCodec:
         return self.chain.token_map.n_bytes if self.chain.token_map else 0
 
     @property
+    def run_tokens(self) -> int:
+        """Tokens that are coded and decoded together, 1 for each alone; see transforms/per_token.py."""
+        return self.chain.token_map.run if self.chain.token_map else 1
+
+    @property
     def constant_bits(self) -> float:
         return self.chain.bits_per_value
 
@@ -70,7 +75,10 @@ class TransformedCodec:
         return TransformedCodec(self.codec.for_head(head), self.chain, head)
 
     def encode(self, values: NDArray[Any], head: int = 0) -> tuple[NDArray[np.uint8], EncodeReport]:
-        """(blocks, report) as Codec.encode; the report compares `values` with what their blocks decode to."""
+        """(blocks, report) as Codec.encode; the report compares `values` with what their blocks decode to.
+
+        Where tokens are coded in runs, the last axis but one is that of the tokens, and the first begins a run.
+        """
         values = np.asarray(values)
         if values.ndim == 0 or values.shape[-1] != self.head_dim:
             raise OptionError(
@@ -81,11 +89,12 @@ class TransformedCodec:
         if self.chain.token_map is not None:
             finite = np.isfinite(coded).all()  # else the codec says where
             split = self.chain.token_map.split if finite else lambda x, _: (x, np.zeros((len(x), 0), np.uint8))
-            coded, kept = split(coded.reshape(-1, self.head_dim).astype(np.float64), self._head(head))
-            coded = coded.reshape(values.shape).astype(np.float32)
+            pairs = [split(x.astype(np.float64), self._head(head)) for x in self._sequences(coded)]
+            coded = np.stack([pair[0] for pair in pairs]).reshape(values.shape).astype(np.float32)
+            kept = np.stack([pair[1] for pair in pairs])
         blocks, cost = self.codec.encode(coded, head)
         if self.chain.token_map is not None:
-            blocks = np.concatenate([kept.reshape(*values.shape[:-1], -1), blocks], axis=-1)
+            blocks = np.concatenate([kept.reshape(*values.shape[:-1], kept.shape[-1]), blocks], axis=-1)
         report, _ = EncodeReport.of_vectors(values, self.decode(blocks, head))
         report.saturated_vectors = cost.saturated_vectors
         return blocks, report
@@ -104,10 +113,15 @@ class TransformedCodec:
                 f"{self.name} decodes uint8 arrays of {self.bytes_per_vector} bytes a vector, to the model's basis; "
                 f"given is {blocks.dtype} of shape {blocks.shape}"
             )
-        kept = blocks[..., : self.kept_bytes].reshape(-1, self.kept_bytes)
         coded = self.codec.decode(blocks[..., self.kept_bytes :], head)
-        joined = self.chain.token_map.join(coded.reshape(-1, self.head_dim), kept, self._head(head))
+        pairs = zip(self._sequences(coded), self._sequences(blocks[..., : self.kept_bytes]), strict=True)
+        joined = np.stack([self.chain.token_map.join(x, kept, self._head(head)) for x, kept in pairs])
         return self.chain.head_map.restore(joined.reshape(coded.shape), self._head(head))
+
+    def _sequences(self, rows: NDArray[Any]) -> NDArray[Any]:
+        """Rows (..., T, n) as (sequences, T, n), or as one sequence where each token is coded alone."""
+        n_tokens = rows.shape[-2] if self.run_tokens > 1 and rows.ndim > 1 else rows.size // rows.shape[-1]
+        return rows.reshape(-1, n_tokens, rows.shape[-1]) if rows.size else rows.reshape(1, -1, rows.shape[-1])
 
     def rotate(self, vectors: NDArray[Any], head: int = 0) -> NDArray[np.float32]:
         """Queries in the basis of the key blocks of a KV head; their logits lack `logit_offset`."""

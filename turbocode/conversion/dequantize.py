@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from turbocode.codecs import coder_from_description
+from turbocode.codecs import coder_from_description, run_tokens
 from turbocode.codecs.slab_coder import Job, SlabCoders
 from turbocode.conversion.slabs import slab_tokens, slabs
 from turbocode.dumps import QuantizedFile, create_dump
@@ -56,10 +56,10 @@ def dequantize_file(
                 window=layer.window,
                 softcap=layer.softcap,
             )
-            size = slab_tokens(metadata.head_dim, 1, max_memory)
             for side in SIDES:
                 stored = layer.side(side)
                 codec = coder_from_description(stored.codec, stored.arrays(), file=quantized.path)
+                size = slab_tokens(metadata.head_dim, 1, max_memory, run_tokens(codec))
                 coder = coders.of(codec)
                 under_way: deque[tuple[int, int, int, Job]] = deque()
 

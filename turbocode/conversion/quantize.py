@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from turbocode.codecs import Coder, EncodeReport, plain_codec
+from turbocode.codecs import Coder, EncodeReport, plain_codec, run_tokens
 from turbocode.codecs.slab_coder import Job, SlabCoders
 from turbocode.conversion.slabs import slab_tokens, slabs
 from turbocode.dumps import Dump, create_quantized
@@ -108,9 +108,9 @@ def quantize_dump(
                 window=layer.window,
                 softcap=layer.softcap,
             )
-            size = slab_tokens(dump.metadata.head_dim, layer.chunk_tokens, max_memory)
             for side in SIDES:
                 codec = plan.codecs[layer.name, side]
+                size = slab_tokens(dump.metadata.head_dim, layer.chunk_tokens, max_memory, run_tokens(codec))
                 blocks = target.add_side(
                     side, codec=codec.describe(), bytes_per_vector=codec.bytes_per_vector, arrays=codec.arrays()
                 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -9,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from turbocode.codecs import Coder, EncodeReport, coder_from_description, has_packed_attention
+from turbocode.codecs import Coder, EncodeReport, coder_from_description, has_packed_attention, run_tokens
 from turbocode.codecs.attention import decode_attention, merge_attention
 from turbocode.codecs.value_gain import ValueGain
 from turbocode.conversion.quantize import QuantizePlan
@@ -211,12 +212,15 @@ def _compare_layer(
             )
             is_packed = all(has_packed_attention(codec) for codec in codecs.values())
             packed = _PackedHead(queries, positions[seq], metadata.attention_scale, layer, attend)
-            for start, stop in slabs(int(positions[seq].max()) + 1, tile):
+            run = math.lcm(*(run_tokens(codec) for codec in codecs.values()))
+            for start, stop in slabs(int(positions[seq].max()) + 1, max(tile // run, 1) * run):
                 exact, decoded, blocks = {}, {}, {}
                 for side in SIDES:
-                    exact[side] = layer.read(side, seq, head, start, stop)
-                    blocks[side] = source.blocks(layer.name, side, seq, head, start, exact[side])
-                    decoded[side] = codecs[side].decode(blocks[side])
+                    # To the end of a run: its tokens are decoded together, those that no row sees too.
+                    whole = layer.read(side, seq, head, start, min(-(-stop // run) * run, layer.n_tokens))
+                    blocks[side] = source.blocks(layer.name, side, seq, head, start, whole)
+                    decoded[side] = codecs[side].decode(blocks[side])[: stop - start]
+                    exact[side] = whole[: stop - start]
                     costs[side].add(EncodeReport.of_vectors(exact[side], decoded[side])[0])
                 comparison.add(start, exact["keys"], exact["values"], decoded["keys"], decoded["values"])
                 if is_packed:

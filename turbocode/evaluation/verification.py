@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from turbocode.codecs import coder_from_description
+from turbocode.codecs import coder_from_description, run_tokens
 from turbocode.dumps import (
     Dump,
     DumpLayer,
@@ -181,7 +181,7 @@ def _verify_side(
         return
     energy = error = 0.0
     n_nonfinite = 0
-    for seq, head, start, stop in _slabs(layer.n_seqs, n_kv_heads, layer.n_tokens, head_dim):
+    for seq, head, start, stop in _slabs(layer.n_seqs, n_kv_heads, layer.n_tokens, head_dim, run_tokens(codec)):
         blocks = side.read(seq, head, start, stop)
         decoded = codec.decode(blocks, head)
         n_nonfinite += int(np.count_nonzero(~np.isfinite(decoded)))
@@ -202,9 +202,9 @@ def _verify_side(
             findings.mismatch(where, f"NMSE is {nmse:.6g}; stored is {stored:.6g}")
 
 
-def _slabs(n_seqs: int, n_heads: int, length: int, head_dim: int) -> Iterator[tuple[int, int, int, int]]:
-    """(seq, head, start, stop) that cover a dataset, each of about SLAB_BYTES as float32."""
-    step = max(1, SLAB_BYTES // (4 * head_dim))
+def _slabs(n_seqs: int, n_heads: int, length: int, head_dim: int, run: int = 1) -> Iterator[tuple[int, int, int, int]]:
+    """(seq, head, start, stop) that cover a dataset, each of about SLAB_BYTES as float32 and of whole runs."""
+    step = max(1, SLAB_BYTES // (4 * head_dim * run)) * run
     for seq in range(n_seqs):
         for head in range(n_heads):
             for start in range(0, length, step):

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from turbocode.codecs import Codec, Coder, decode_heads, encode_heads
+from turbocode.codecs import Codec, Coder, decode_heads, encode_heads, run_tokens
 from turbocode.codecs.gpu_codec import GpuCodec
 from turbocode.errors import DataError
 from turbocode.integrations.hf_packages import torch
@@ -29,6 +29,7 @@ def is_on_gpu(x: Any) -> bool:
 class CodedSide:
     """Tokens in order: the sinks (16 bits), the coded ones, and the residual, the latest ones (16 bits).
 
+    Where tokens are coded in runs, the residual also holds those whose run is not whole yet.
     codec : None keeps every token exactly, in the dtype it came in
     holds_blocks : keep the coded tokens as blocks, decoded whenever they are read; else as the values that decoding the
         blocks gives, which costs the memory of an uncoded cache and saves the time
@@ -38,6 +39,7 @@ class CodedSide:
         self.codec, self.sinks, self.residual, self.holds_blocks = codec, sinks, residual, holds_blocks
         self._seen = 0  # tokens appended so far, whether they are still here or not
         self._parts: dict[str, Any] = {"sinks": None, "coded": None, "residual": None}
+        self._hidden = 0  # first coded tokens that are forgotten, but whose run is not
         self._dtype: Any = None
         self._head_dim = 0
         self._gpu_codec: GpuCodec | None = None
@@ -45,12 +47,14 @@ class CodedSide:
     @property
     def n_tokens(self) -> int:
         """Tokens that are here."""
-        return sum(part.shape[-2] for part in self._parts.values() if part is not None)
+        return sum(part.shape[-2] for part in self._parts.values() if part is not None) - self._hidden
 
     @property
     def n_values(self) -> int:
         """Values that are here, over all sequences, heads and tokens."""
-        return sum(self._vectors(part) for part in self._parts.values() if part is not None) * self._head_dim
+        parts = [part for part in self._parts.values() if part is not None]
+        n_hidden = self._hidden and self._hidden * int(np.prod(parts[0].shape[:-2]))
+        return (sum(self._vectors(part) for part in parts) - n_hidden) * self._head_dim
 
     @property
     def n_bytes(self) -> int:
@@ -85,15 +89,17 @@ class CodedSide:
         if n_sinks:
             self._extend("sinks", _in_16_bits(x[..., :n_sinks, :]))
             x = x[..., n_sinks:, :]
-        held = 0 if self._parts["residual"] is None else self._parts["residual"].shape[-2]
+        old = self._parts["residual"]
+        held = 0 if old is None else old.shape[-2]
         leaving = max(held + x.shape[-2] - self.residual, 0)
-        if leaving and held:
-            old = self._parts["residual"]
-            self._extend("coded", self._coded(old[..., :leaving, :]))
-            self._parts["residual"] = old[..., leaving:, :]
+        leaving -= leaving % run_tokens(self.codec)
         passing = max(leaving - held, 0)
-        if passing:
-            self._extend("coded", self._coded(x[..., :passing, :]))
+        if leaving:
+            entering = x[..., :passing, :]
+            if held:
+                entering = torch.cat([old[..., :leaving, :].to(x.dtype), entering], dim=-2)
+                self._parts["residual"] = old[..., leaving:, :]
+            self._extend("coded", self._coded(entering))
         if x.shape[-2] > passing:
             self._extend("residual", _in_16_bits(x[..., passing:, :]))
 
@@ -145,7 +151,8 @@ class CodedSide:
         for name, part in self._parts.items():
             if part is not None and part.shape[-2]:
                 is_packed = name == "coded" and self.holds_blocks
-                tensors.append(self._decoded(part) if is_packed else part.to(self._dtype))
+                found = self._decoded(part) if is_packed else part.to(self._dtype)
+                tensors.append(found[..., self._hidden :, :] if name == "coded" else found)
         return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim=-2)
 
     def packed_parts(self) -> list[Part]:
@@ -169,15 +176,35 @@ class CodedSide:
     def keep(self, start: int, stop: int) -> None:
         """Forget every token but start to stop, counted among those that are here."""
         removed = self.n_tokens - stop
-        first = 0
+        first, cut = 0, None
         for name, part in self._parts.items():
             if part is None:
                 continue
-            n = part.shape[-2]
+            hidden = self._hidden if name == "coded" else 0
+            n = part.shape[-2] - hidden
+            low, high = hidden + min(max(start - first, 0), n), hidden + max(min(stop - first, n), 0)
+            if name == "coded" and self.holds_blocks and self.codec is not None and run_tokens(self.codec) > 1:
+                low, high, cut = self._whole_runs(part, low, high)
             # A copy: a view would keep the forgotten tokens' memory.
-            self._parts[name] = part[..., max(start - first, 0) : max(min(stop - first, n), 0), :].clone()
+            self._parts[name] = part[..., low:high, :].clone()
             first += n
+        if cut is not None:
+            rest = self._parts["residual"]
+            self._parts["residual"] = cut if rest is None else torch.cat([cut, rest.to(cut.dtype)], dim=-2)
         self._seen -= max(removed, 0)
+
+    def _whole_runs(self, blocks: Any, low: int, high: int) -> tuple[int, int, Any]:
+        """(low, high, cut) that keep tokens low to high: blocks of whole runs, and what is left of a last one, decoded.
+
+        A run whose first tokens go stays whole, and these are hidden; one whose last tokens go is coded again when
+        others have taken their place.
+        """
+        assert self.codec is not None
+        run = run_tokens(self.codec)
+        first, last = low // run * run, max(high // run, low // run) * run
+        cut = _in_16_bits(self._decoded(blocks)[..., max(low, last) : high, :]) if high > max(low, last) else None
+        self._hidden = low - first if last > first else 0
+        return first, last, cut
 
     def each(self, change: Callable[[Any], Any]) -> None:
         """Put change(part) in place of every part, a tensor (B, J, T, ...): for what concerns sequences or devices."""

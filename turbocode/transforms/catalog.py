@@ -13,6 +13,7 @@ from turbocode.transforms.fitted import Transform
 from turbocode.transforms.gain import Gain
 from turbocode.transforms.innerq import InnerQ
 from turbocode.transforms.klt import KLT
+from turbocode.transforms.kvarn import KVarN
 from turbocode.transforms.kvlinc import KVLinC
 from turbocode.transforms.lowrank import LowRank
 from turbocode.transforms.mean import Mean
@@ -39,10 +40,11 @@ _CLASSES: tuple[type[Transform], ...] = (
     LowRank,
     Pattern,
     NSN,
+    KVarN,
 )
 TRANSFORMS: dict[str, type[Transform]] = {kind.name: kind for kind in _CLASSES}
 TRANSFORM_NAMES = tuple(TRANSFORMS)
-TOKEN_TRANSFORMS: dict[str, type[TokenTransform]] = {kind.name: kind for kind in (LowRank, Pattern, NSN)}
+TOKEN_TRANSFORMS: dict[str, type[TokenTransform]] = {kind.name: kind for kind in (LowRank, Pattern, NSN, KVarN)}
 MAX_CHAIN = 8
 
 
