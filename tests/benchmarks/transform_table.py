@@ -145,10 +145,8 @@ def measure(arguments: argparse.Namespace) -> None:
         with open_dump(folder / "fit.h5") as fit, open_dump(folder / "score.h5") as score:
             for bits, all_rows in [*((bits, ROWS) for bits in BITS), (16, CONTROL)]:
                 started, rows = time.monotonic(), tuple(row for row in all_rows if row in known)
-                names = {row.name for row in rows}
-                document["rows"] = [
-                    r for r in document["rows"] if (r["bits"], r["name"]) not in {(bits, n) for n in names}
-                ]
+                again = {(bits, row.name) for row in rows}
+                document["rows"] = [row for row in document["rows"] if (row["bits"], row["name"]) not in again]
                 if not rows:
                     continue
                 chosen = [
