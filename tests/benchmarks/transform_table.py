@@ -69,6 +69,7 @@ ROWS = (
     Row("nsn, runs of 64, +0.38 bits", "nsn:run=64", "nsn:run=64"),
     Row("kvarn, +0.25 bits", "kvarn", "kvarn"),
     Row("walsh + kvarn, no rotation, +0.25 bits", "walsh+kvarn", "walsh+kvarn", BARE, BARE),
+    Row("aqua, +0.09 bits", "aqua", "aqua"),
     Row("mean, V norm=mse", "mean", "mean", PLAIN, PLAIN + ":norm=mse"),
     Row("mean, V norm=unbiased", "mean", "mean", PLAIN, PLAIN + ":norm=unbiased"),
     Row("mean, V gain 1.04", "mean", "mean+gain:alpha=1.04"),

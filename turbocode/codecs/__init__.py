@@ -10,6 +10,7 @@ from turbocode.codecs.coder import (
     encode_heads,
     has_packed_attention,
     plain_codec,
+    predicting,
     run_tokens,
 )
 from turbocode.codecs.multirate_codec import MultirateCodec, multirate_codec, multirate_from_calibration
@@ -39,5 +40,6 @@ __all__ = [
     "multirate_from_calibration",
     "parse_codec",
     "plain_codec",
+    "predicting",
     "run_tokens",
 ]

@@ -79,15 +79,20 @@ def coder_from_description(
 
 def plain_codec(coder: Coder) -> Codec | None:
     """The codec whose blocks these are, None for a coder with blocks of its own kind."""
-    if isinstance(coder, TransformedCodec) and coder.kept_bytes:
+    if isinstance(coder, TransformedCodec) and coder.is_read_decoded:
         return None
     inner = coder.codec if isinstance(coder, TransformedCodec) else coder
     return inner if isinstance(inner, Codec) else None
 
 
 def has_packed_attention(coder: Coder) -> bool:
-    """Whether attention reads its blocks as they are: not where a transform keeps bytes of every token."""
-    return not (isinstance(coder, TransformedCodec) and coder.kept_bytes)
+    """Whether attention reads its blocks as they are: not where a transform keeps bytes of every token, or predicts."""
+    return not (isinstance(coder, TransformedCodec) and coder.is_read_decoded)
+
+
+def predicting(coder: Coder) -> TransformedCodec | None:
+    """The coder, if it codes what a prediction from other layers leaves: each call needs its `predicting`."""
+    return coder if isinstance(coder, TransformedCodec) and coder.predictor is not None else None
 
 
 def run_tokens(coder: Coder) -> int:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from turbocode.codecs.codec import Codec, codec_from_description
 from turbocode.codecs.report import EncodeReport
 from turbocode.errors import DataError, OptionError
 from turbocode.formats.array_digest import array_sha256
-from turbocode.transforms import FittedChain, FittedTransform
+from turbocode.transforms import FittedChain, FittedTransform, Predictor
 
 TRANSFORMED_VERSION = 1
 
@@ -23,12 +23,15 @@ class TransformedCodec:
     """codec : what the transformed vectors are coded with; chain : fitted for one layer's keys or values.
 
     head : the KV head whose map is used whatever head a call names; None: the one it names
+    prediction : float32 (J, ..., D), what is taken away from the vectors of each KV head and added to what they decode
+        to, of the shape of what the next call is given; needed where the chain predicts (`predicting`)
     Raises OptionError where codec and chain do not fit.
     """
 
     codec: Codec
     chain: FittedChain
     head: int | None = None
+    prediction: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         if self.codec.head_dim != self.chain.head_dim:
@@ -63,6 +66,16 @@ class TransformedCodec:
         return self.chain.token_map.run if self.chain.token_map else 1
 
     @property
+    def predictor(self) -> Predictor | None:
+        """What predicts vectors from other layers; the codec then codes the rest."""
+        return self.chain.predictor
+
+    @property
+    def is_read_decoded(self) -> bool:
+        """Whether blocks alone do not tell what attention needs, so that they are decoded before."""
+        return bool(self.kept_bytes) or self.predictor is not None
+
+    @property
     def constant_bits(self) -> float:
         return self.chain.bits_per_value
 
@@ -72,7 +85,12 @@ class TransformedCodec:
         return 8 * self.bytes_per_vector / self.head_dim + self.constant_bits
 
     def for_head(self, head: int) -> TransformedCodec:
-        return TransformedCodec(self.codec.for_head(head), self.chain, head)
+        return TransformedCodec(self.codec.for_head(head), self.chain, head, self.prediction)
+
+    def predicting(self, given: Sequence[NDArray[Any]], positions: NDArray[Any]) -> TransformedCodec:
+        """The codec of the tokens at `positions` (T,), with what predictor.sources decoded to: (J, T, D) each."""
+        assert self.predictor is not None
+        return replace(self, prediction=self.predictor.predict(given, positions))
 
     def encode(self, values: NDArray[Any], head: int = 0) -> tuple[NDArray[np.uint8], EncodeReport]:
         """(blocks, report) as Codec.encode; the report compares `values` with what their blocks decode to.
@@ -85,7 +103,8 @@ class TransformedCodec:
                 f"{self.name} encodes vectors of {self.head_dim} values; the array has shape {values.shape}"
             )
         with np.errstate(over="ignore", invalid="ignore"):
-            coded = self.chain.head_map.code(values, self._head(head))
+            rest = values if self.predictor is None else values - self._predicted(head, values.shape)
+            coded = self.chain.head_map.code(rest, self._head(head))
         if self.chain.token_map is not None:
             finite = np.isfinite(coded).all()  # else the codec says where
             split = self.chain.token_map.split if finite else lambda x, _: (x, np.zeros((len(x), 0), np.uint8))
@@ -101,16 +120,28 @@ class TransformedCodec:
 
     def decode(self, blocks: NDArray[np.uint8], head: int = 0, *, unrotate: bool = True) -> NDArray[np.float32]:
         """Vectors float32 (..., head_dim); unrotate=False leaves them as attention reads them."""
+        if self.is_read_decoded and not unrotate:
+            raise OptionError(f"{self.name} decodes to the model's basis only")
         if self.chain.token_map is not None:
-            return self._decode_with_kept(np.asarray(blocks), head, unrotate)
-        coded = self.codec.decode(blocks, head, unrotate=unrotate)
-        return self.chain.head_map.restore(coded, self._head(head)) if unrotate else coded
+            found = self._decode_with_kept(np.asarray(blocks), head)
+        else:
+            coded = self.codec.decode(blocks, head, unrotate=unrotate)
+            found = self.chain.head_map.restore(coded, self._head(head)) if unrotate else coded
+        return found if self.predictor is None else found + self._predicted(head, found.shape)
 
-    def _decode_with_kept(self, blocks: NDArray[np.uint8], head: int, unrotate: bool) -> NDArray[np.float32]:
-        assert self.chain.token_map is not None
-        if not unrotate or blocks.dtype != np.uint8 or blocks.shape[-1:] != (self.bytes_per_vector,):
+    def _predicted(self, head: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        if self.prediction is None:
             raise OptionError(
-                f"{self.name} decodes uint8 arrays of {self.bytes_per_vector} bytes a vector, to the model's basis; "
+                f"{self.name} codes what the layer below does not tell, and is read with that layer only: "
+                "in quantized files, measure, attend compare, evaluate and TurboCache"
+            )
+        return self.prediction[self._head(head)].reshape(shape)
+
+    def _decode_with_kept(self, blocks: NDArray[np.uint8], head: int) -> NDArray[np.float32]:
+        assert self.chain.token_map is not None
+        if blocks.dtype != np.uint8 or blocks.shape[-1:] != (self.bytes_per_vector,):
+            raise OptionError(
+                f"{self.name} decodes uint8 arrays of {self.bytes_per_vector} bytes a vector; "
                 f"given is {blocks.dtype} of shape {blocks.shape}"
             )
         coded = self.codec.decode(blocks[..., self.kept_bytes :], head)

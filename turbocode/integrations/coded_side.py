@@ -6,15 +6,16 @@ encodes its history over and over loses a little each time.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 
-from turbocode.codecs import Codec, Coder, decode_heads, encode_heads, run_tokens
+from turbocode.codecs import Codec, Coder, decode_heads, encode_heads, predicting, run_tokens
 from turbocode.codecs.gpu_codec import GpuCodec
-from turbocode.errors import DataError
+from turbocode.errors import DataError, OptionError
 from turbocode.integrations.hf_packages import torch
 from turbocode.kernels.trellis import SearchKind
 
@@ -33,10 +34,25 @@ class CodedSide:
     codec : None keeps every token exactly, in the dtype it came in
     holds_blocks : keep the coded tokens as blocks, decoded whenever they are read; else as the values that decoding the
         blocks gives, which costs the memory of an uncoded cache and saves the time
+    sources : what the codec predicts from, in its order: sides with the same tokens, appended to before this one
+    is_source : whether others are predicted from it, so that what `read` gives is kept until `release`
     """
 
-    def __init__(self, codec: Coder | None, sinks: int, residual: int, *, holds_blocks: bool) -> None:
+    def __init__(
+        self,
+        codec: Coder | None,
+        sinks: int,
+        residual: int,
+        *,
+        holds_blocks: bool,
+        sources: Sequence[CodedSide] = (),
+        is_source: bool = False,
+    ) -> None:
         self.codec, self.sinks, self.residual, self.holds_blocks = codec, sinks, residual, holds_blocks
+        for source in sources:
+            check_source(codec, source.codec)
+        self._sources, self._is_source = sources, is_source
+        self._latest: Any = None  # what `read` gave, until `release`
         self._seen = 0  # tokens appended so far, whether they are still here or not
         self._parts: dict[str, Any] = {"sinks": None, "coded": None, "residual": None}
         self._hidden = 0  # first coded tokens that are forgotten, but whose run is not
@@ -79,7 +95,7 @@ class CodedSide:
 
     def append(self, x: Any) -> None:
         """Add the tokens x (B, J, T, D), a floating tensor. Raises DataError for what a codec cannot store."""
-        self._dtype, self._head_dim = x.dtype, x.shape[-1]
+        self._dtype, self._head_dim, self._latest = x.dtype, x.shape[-1], None
         if self.codec is None:
             self._extend("residual", x)
             self._seen += x.shape[-2]
@@ -99,29 +115,48 @@ class CodedSide:
             if held:
                 entering = torch.cat([old[..., :leaving, :].to(x.dtype), entering], dim=-2)
                 self._parts["residual"] = old[..., leaving:, :]
-            self._extend("coded", self._coded(entering))
+            n_coded = 0 if self._parts["coded"] is None else self._parts["coded"].shape[-2]
+            self._extend("coded", self._coded(entering, n_coded))
         if x.shape[-2] > passing:
             self._extend("residual", _in_16_bits(x[..., passing:, :]))
 
-    def _coded(self, x: Any) -> Any:
-        """What is kept of tokens that are being encoded: their blocks, or the values that these decode to."""
+    def _coder(self, start: int, n_seqs: int, n_tokens: int) -> Coder:
+        """The codec, with its prediction for coded tokens start, start + 1, ... where it has one."""
+        assert self.codec is not None
+        found = predicting(self.codec)
+        if found is None or not n_tokens:
+            return self.codec
+        start += 0 if self._parts["sinks"] is None else self._parts["sinks"].shape[-2]
+        stop = start + n_tokens
+        given = [source.read()[..., start:stop, :].float().cpu().numpy() for source in self._sources]
+        each = [found.predicting([x[seq] for x in given], np.arange(start, stop)).prediction for seq in range(n_seqs)]
+        return replace(found, prediction=np.stack(each, axis=1))  # type: ignore[arg-type]
+
+    def release(self) -> None:
+        """Forget what was read last: the sides that are predicted from it have been read."""
+        self._latest = None
+
+    def _coded(self, x: Any, start: int) -> Any:
+        """What is kept of coded tokens start, start + 1, ...: their blocks, or the values that these decode to."""
         assert self.codec is not None
         wide = (x if x.dtype in (torch.float16, torch.float32) else x.float()).detach()
         if self._codes_on_gpu(wide):
             kept = self._encoded_on_gpu(wide.contiguous())
         else:
-            kept = torch.from_numpy(encode_heads(self.codec, wide.cpu().numpy())).to(x.device)
-        return kept if self.holds_blocks else self._decoded(kept)
+            coder = self._coder(start, x.shape[0], x.shape[-2])
+            kept = torch.from_numpy(encode_heads(coder, wide.cpu().numpy())).to(x.device)
+        return kept if self.holds_blocks else self._decoded(kept, start)
 
-    def _decoded(self, blocks: Any) -> Any:
-        """The values of blocks, in the dtype of what was appended last, where the blocks are."""
+    def _decoded(self, blocks: Any, start: int = 0) -> Any:
+        """The values of blocks of coded tokens start, ..., where they are, in the dtype of what was appended last."""
         assert self.codec is not None
         if self._codes_on_gpu(blocks):
             assert self._gpu_codec is not None
             values = torch.empty((*blocks.shape[:-1], self._head_dim), dtype=torch.float32, device=blocks.device)
             self._gpu_codec.decode(blocks, out=values)
             return values.to(self._dtype)
-        return torch.from_numpy(decode_heads(self.codec, blocks.cpu().numpy())).to(self._dtype).to(blocks.device)
+        coder = self._coder(start, blocks.shape[0], blocks.shape[-2])
+        return torch.from_numpy(decode_heads(coder, blocks.cpu().numpy())).to(self._dtype).to(blocks.device)
 
     def _codes_on_gpu(self, x: Any) -> bool:
         """Whether x is coded on its GPU, with the same bits; transforms and searches but Viterbi's are the CPU's."""
@@ -147,13 +182,17 @@ class CodedSide:
 
     def read(self) -> Any:
         """All tokens that are here, (B, J, T, D) in the dtype of what was appended last."""
+        if self._latest is not None:
+            return self._latest
         tensors = []
         for name, part in self._parts.items():
             if part is not None and part.shape[-2]:
                 is_packed = name == "coded" and self.holds_blocks
                 found = self._decoded(part) if is_packed else part.to(self._dtype)
                 tensors.append(found[..., self._hidden :, :] if name == "coded" else found)
-        return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim=-2)
+        whole = tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim=-2)
+        self._latest = whole if self._is_source else None
+        return whole
 
     def packed_parts(self) -> list[Part]:
         """(codec, blocks uint8 (B, J, T, bytes)) of consecutive runs of tokens, as they are stored.
@@ -175,7 +214,7 @@ class CodedSide:
 
     def keep(self, start: int, stop: int) -> None:
         """Forget every token but start to stop, counted among those that are here."""
-        removed = self.n_tokens - stop
+        removed, self._latest = self.n_tokens - stop, None
         first, cut = 0, None
         for name, part in self._parts.items():
             if part is None:
@@ -209,6 +248,16 @@ class CodedSide:
     def each(self, change: Callable[[Any], Any]) -> None:
         """Put change(part) in place of every part, a tensor (B, J, T, ...): for what concerns sequences or devices."""
         self._parts = {name: None if part is None else change(part) for name, part in self._parts.items()}
+        self._latest = None
+
+
+def check_source(codec: Coder | None, source: Coder | None) -> None:
+    """Raise OptionError where a cache would code tokens before those of the side that they are predicted from."""
+    run, other = (1 if one is None else run_tokens(one) for one in (codec, source))
+    if codec is not None and run % other:
+        raise OptionError(
+            f"{codec.name} codes tokens in runs of {run}; a cache cannot predict them from ones in runs of {other}"
+        )
 
 
 def _in_16_bits(x: Any) -> Any:

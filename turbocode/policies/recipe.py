@@ -29,6 +29,7 @@ from turbocode.errors import DataError, OptionError
 from turbocode.policies.layer_modes import N_MODES, PROMOTED, promoted_layers
 from turbocode.text_input import read_text_input
 from turbocode.transforms import check_chain
+from turbocode.transforms.aqua import AQUA
 
 MAX_RECIPE_BYTES = 1 << 20
 _RANGE = re.compile(r"(\d{1,3})(?:-(\d{1,3}))?", re.ASCII)  # a dump numbers its layers with three digits
@@ -137,6 +138,10 @@ class Recipe(BaseModel):
             if chosen is not None and layer in parse_layers(key):
                 names = chosen
         return tuple(names)
+
+    def predicts(self, layer: int, side: str) -> bool:
+        """Whether one layer's keys or values are predicted from the layer below, or from the keys of their own."""
+        return self.transforms_for(layer, side)[:1] == (AQUA,)
 
     def for_layers(self, windows: Sequence[int]) -> Recipe:
         """The recipe for layers with these windows (0: full attention), its layer mode written out as layers.

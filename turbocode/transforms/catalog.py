@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 
 from turbocode.errors import OptionError
+from turbocode.transforms.aqua import AQUA, Aqua
 from turbocode.transforms.balance import Balance, BalanceDiagonal, BalancePairs
 from turbocode.transforms.butterfly import Butterfly
 from turbocode.transforms.fitted import Transform
@@ -41,6 +42,7 @@ _CLASSES: tuple[type[Transform], ...] = (
     Pattern,
     NSN,
     KVarN,
+    Aqua,
 )
 TRANSFORMS: dict[str, type[Transform]] = {kind.name: kind for kind in _CLASSES}
 TRANSFORM_NAMES = tuple(TRANSFORMS)
@@ -93,5 +95,9 @@ def check_chain(names: Sequence[str]) -> tuple[str, ...]:
     if early:
         raise OptionError(
             f"transforms {', '.join(names)}: {early[0]} keeps bytes of every token and has to be the last"
+        )
+    if AQUA in names[1:]:
+        raise OptionError(
+            f"transforms {', '.join(names)}: aqua takes away what another layer tells, and has to be the first"
         )
     return tuple(names)
