@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,7 +24,7 @@ class TransformedCodec:
 
     head : the KV head whose map is used whatever head a call names; None: the one it names
     prediction : float32 (J, ..., D), what is taken away from the vectors of each KV head and added to what they decode
-        to, of the shape of what the next call is given; needed where the chain predicts (`predicting`)
+        to, of the shape of what the next call is given; needed where the chain predicts (`with_prediction`)
     Raises OptionError where codec and chain do not fit.
     """
 
@@ -87,10 +87,9 @@ class TransformedCodec:
     def for_head(self, head: int) -> TransformedCodec:
         return TransformedCodec(self.codec.for_head(head), self.chain, head, self.prediction)
 
-    def predicting(self, given: Sequence[NDArray[Any]], positions: NDArray[Any]) -> TransformedCodec:
-        """The codec of the tokens at `positions` (T,), with what predictor.sources decoded to: (J, T, D) each."""
-        assert self.predictor is not None
-        return replace(self, prediction=self.predictor.predict(given, positions))
+    def with_prediction(self, prediction: NDArray[np.float32]) -> TransformedCodec:
+        """The codec of the tokens that predictor.predict was told the positions of."""
+        return replace(self, prediction=prediction)
 
     def encode(self, values: NDArray[Any], head: int = 0) -> tuple[NDArray[np.uint8], EncodeReport]:
         """(blocks, report) as Codec.encode; the report compares `values` with what their blocks decode to.
@@ -179,19 +178,7 @@ class TransformedCodec:
 
     def describe(self) -> dict[str, Any]:
         """A JSON object that with `arrays` gives the codec back."""
-        return {
-            "version": TRANSFORMED_VERSION,
-            "n_heads": self.chain.n_heads,
-            "transforms": [
-                {
-                    "name": step.name,
-                    "about": step.about,
-                    "arrays": {name: array_sha256(array) for name, array in step.arrays.items()},
-                }
-                for step in self.chain.steps
-            ],
-            "inner": self.codec.describe(),
-        }
+        return {"version": TRANSFORMED_VERSION, **describe_chain(self.chain), "inner": self.codec.describe()}
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """The chain's arrays by the names they have in a file."""
@@ -200,6 +187,19 @@ class TransformedCodec:
             for number, step in enumerate(self.chain.steps)
             for name, array in step.arrays.items()
         }
+
+
+def describe_chain(chain: FittedChain) -> dict[str, Any]:
+    """Entries of a JSON object that with a codec's arrays give the chain back."""
+    steps = [
+        {
+            "name": step.name,
+            "about": step.about,
+            "arrays": {name: array_sha256(array) for name, array in step.arrays.items()},
+        }
+        for step in chain.steps
+    ]
+    return {"n_heads": chain.n_heads, "transforms": steps}
 
 
 def _array_name(number: int, transform: str, name: str) -> str:
@@ -214,6 +214,16 @@ def transformed_from_description(
         if description["version"] != TRANSFORMED_VERSION:
             raise DataError(f"codec description version {description['version']!r} is unknown", file=file)
         codec = codec_from_description(description["inner"], file=file)
+        return TransformedCodec(codec, chain_from_description(description, arrays, codec.head_dim, file=file))
+    except KeyError as error:
+        raise DataError(f"codec description: key {error.args[0]!r} is missing", file=file) from None
+
+
+def chain_from_description(
+    description: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], head_dim: int, *, file: str | None = None
+) -> FittedChain:
+    """The chain that `describe_chain` wrote. Raises DataError naming the entry that is missing or disagrees."""
+    try:
         n_heads, listed = description["n_heads"], description["transforms"]
         if type(n_heads) is not int or not isinstance(listed, list):
             raise DataError("codec description: n_heads or transforms has the wrong type", file=file)
@@ -226,7 +236,7 @@ def transformed_from_description(
                     raise DataError(f"codec description: array {where} is missing or another one", file=file)
                 found[str(name)] = arrays[where]
             steps.append(FittedTransform(str(entry["name"]), dict(entry["about"]), found))
-        return TransformedCodec(codec, FittedChain(tuple(steps), n_heads, codec.head_dim))
+        return FittedChain(tuple(steps), n_heads, head_dim)
     except KeyError as error:
         raise DataError(f"codec description: key {error.args[0]!r} is missing", file=file) from None
     except (TypeError, ValueError):

@@ -14,11 +14,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from turbocode.codecs import Coder, TransformedCodec, predicting, run_tokens
+from turbocode.codecs import Coder, predicting, run_tokens
 from turbocode.conversion.slabs import slab_tokens, slabs
 from turbocode.errors import DataError, StorageError
 from turbocode.formats.sides import SIDES
-from turbocode.transforms.aqua import READ_FROM
+from turbocode.transforms.aqua import READ_FROM, Predictor
 
 Codecs = Mapping[tuple[str, str], Coder]
 Blocks = Callable[[Coder, str, int, int, int, int], NDArray[np.uint8]]
@@ -49,31 +49,30 @@ class LayersBelow:
         for (name, side), codec in codecs.items():
             found = predicting(codec)
             if found is not None:
-                self._want(self._numbers[name], side, found)
+                self._want(self._numbers[name], side, codec, found[1])
 
-    def _want(self, number: int, side: str, codec: TransformedCodec) -> None:
+    def _want(self, number: int, side: str, codec: Coder, predictor: Predictor) -> None:
         """Note what a coder predicts from."""
-        assert codec.predictor is not None
         here = self._layers[number]
-        for below, other in (READ_FROM[source] for source in codec.predictor.sources):
+        for below, other in (READ_FROM[source] for source in predictor.sources):
             source = self._layers[number - below] if below <= number else None
             if source is None or (source.n_seqs, source.n_tokens) != (here.n_seqs, here.n_tokens):
                 raise DataError(f"{side} of layer {here.name} are predicted from a layer that has not the same tokens")
             if not below and side == other:
                 raise DataError(f"{side} of layer {here.name} are predicted from themselves")
             self._wanted.add((number - below, other))
-        if (codec.chain.n_heads, codec.head_dim) != (self._n_heads, self._head_dim):
+        if (codec.n_heads, codec.head_dim) != (self._n_heads, self._head_dim):
             raise DataError(f"{side} of layer {here.name} are predicted for other KV heads than there are")
 
     def coder(self, name: str, side: str, seq: int, start: int, stop: int) -> Coder:
         """The coder for tokens start to stop of every head of a sequence: the layer's own, with its prediction."""
         codec = self._codecs[name, side]
         found = predicting(codec)
-        if found is None or found.predictor is None:
+        if found is None:
             return codec
         where = name, side, seq, start, stop
         if self._latest is None or self._latest[0] != where:  # the same for every head
-            sources = [READ_FROM[source] for source in found.predictor.sources]
+            sources = [READ_FROM[source] for source in found[1].sources]
             number = self._numbers[name]
             lacking = [key for b, other in sources if (key := (number - b, other)) not in self._kept]
             if lacking:
@@ -82,7 +81,7 @@ class LayersBelow:
                     f"{name} are predicted"
                 )
             given = [self._kept[number - b, other].read(seq, start, stop) for b, other in sources]
-            self._latest = where, found.predicting(given, np.arange(start, stop))
+            self._latest = where, found[0].with_prediction(found[1].predict(given, np.arange(start, stop)))
         return self._latest[1]
 
     def wants(self, name: str, side: str) -> bool:
@@ -121,7 +120,7 @@ class LayersBelow:
         """Tokens of one slab (conversion/slabs.py); a coder that predicts has those of all heads of its sources."""
         codec = self._codecs[name, side]
         found = predicting(codec)
-        n_sides = 1 + len(found.predictor.sources) if found and found.predictor else 0
+        n_sides = 1 + len(found[1].sources) if found else 0
         at_once = max(1, n_sides * self._n_heads // 2)  # in float32, where a slab counts 24 bytes a value
         return slab_tokens(self._head_dim * at_once, chunk_tokens, max_memory, run_tokens(codec))
 

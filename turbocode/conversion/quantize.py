@@ -11,10 +11,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from turbocode.codecs import Coder, EncodeReport, plain_codec
+import numpy as np
+from numpy.typing import NDArray
+
+from turbocode.codecs import Coder, EncodeReport, plain_codec, row_bytes, row_widths
 from turbocode.codecs.slab_coder import CpuSlabCoder, Job, SlabCoders
 from turbocode.conversion.layers_below import LayersBelow
-from turbocode.conversion.slabs import slabs
+from turbocode.conversion.slabs import places
 from turbocode.dumps import Dump, create_quantized
 from turbocode.formats.block_format import FLOAT16_BITS
 from turbocode.formats.sides import SIDES
@@ -62,7 +65,7 @@ def plan_quantize(dump: Dump, recipe: Recipe) -> QuantizePlan:
             codecs[layer.name, side] = codec
             count = layer.n_seqs * metadata.n_kv_heads * layer.n_tokens
             n_vectors += count
-            n_bytes += count * codec.bytes_per_vector
+            n_bytes += layer.n_seqs * layer.n_tokens * row_bytes(codec, metadata.n_kv_heads)
             constant_bits += count * metadata.head_dim * codec.constant_bits
     return QuantizePlan(codecs, n_vectors * metadata.head_dim, n_bytes, constant_bits)
 
@@ -112,32 +115,43 @@ def quantize_dump(
             )
             for side in SIDES:
                 codec = plan.codecs[layer.name, side]
+                widths = row_widths(codec)
                 size = below.slab_tokens(layer.name, side, layer.chunk_tokens, max_memory)
                 blocks = target.add_side(
-                    side, codec=codec.describe(), bytes_per_vector=codec.bytes_per_vector, arrays=codec.arrays()
+                    side,
+                    codec=codec.describe(),
+                    bytes_per_vector=codec.bytes_per_vector,
+                    arrays=codec.arrays(),
+                    widths=widths,
                 )
+                row: list[NDArray[np.uint8]] = []
                 report, fixed = EncodeReport(), coders.of(codec)
                 under_way: deque[tuple[int, int, int, Job]] = deque()
 
                 def write(seq: int, head: int, start: int, job: Job) -> None:
                     encoded, cost = job.result()
-                    blocks.write(seq, head, start, encoded)  # noqa: B023  called in the same turn
-                    report.add(cost)  # noqa: B023
+                    report.add(cost)  # noqa: B023  called in the same turn
+                    if widths is None:  # noqa: B023
+                        blocks.write(seq, head, start, encoded)  # noqa: B023
+                    else:
+                        row.append(encoded)  # noqa: B023
+                        if len(row) == n_kv_heads:  # noqa: B023
+                            blocks.write(seq, 0, start, np.concatenate(row, axis=1))  # noqa: B023
+                            row.clear()  # noqa: B023
                     if below.wants(layer.name, side):  # noqa: B023
                         bound = below.coder(layer.name, side, seq, start, start + len(encoded))  # noqa: B023
                         below.put(layer.name, side, seq, head, start, bound.decode(encoded, head))  # noqa: B023
                     if advance:
                         advance(len(encoded))
 
-                for seq in range(layer.n_seqs):
-                    for head in range(n_kv_heads):
-                        for start, stop in slabs(layer.n_tokens, size):
-                            if len(under_way) == fixed.depth:
-                                write(*under_way.popleft())
-                            bound = below.coder(layer.name, side, seq, start, stop)
-                            coder = fixed if bound is codec else CpuSlabCoder(bound)
-                            job = coder.submit_encode(layer.read(side, seq, head, start, stop), head)
-                            under_way.append((seq, head, start, job))
+                everything = places(layer.n_seqs, n_kv_heads, layer.n_tokens, size, is_by_row=widths is not None)
+                for seq, head, start, stop in everything:
+                    if len(under_way) == fixed.depth:
+                        write(*under_way.popleft())
+                    bound = below.coder(layer.name, side, seq, start, stop)
+                    coder = fixed if bound is codec else CpuSlabCoder(bound)
+                    job = coder.submit_encode(layer.read(side, seq, head, start, stop), head)
+                    under_way.append((seq, head, start, job))
                 while under_way:
                     write(*under_way.popleft())
                 blocks.finish(report.to_json())

@@ -24,6 +24,17 @@ def slab_tokens(head_dim: int, chunk_tokens: int, max_memory: int, run: int = 1)
     return fit // step * step or fit // run * run
 
 
+def places(
+    n_seqs: int, n_heads: int, n_tokens: int, size: int, *, is_by_row: bool
+) -> Iterator[tuple[int, int, int, int]]:
+    """(sequence, head, start, stop) of all slabs of a side: head after head, or, by row, all heads of a slab."""
+    for seq in range(n_seqs):
+        if is_by_row:
+            yield from ((seq, head, *slab) for slab in slabs(n_tokens, size) for head in range(n_heads))
+        else:
+            yield from ((seq, head, *slab) for head in range(n_heads) for slab in slabs(n_tokens, size))
+
+
 def slabs(n_tokens: int, size: int) -> Iterator[tuple[int, int]]:
     """(start, stop) of consecutive slabs of `size` tokens that cover n_tokens."""
     for start in range(0, n_tokens, size):

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from turbocode.codecs import Coder
+from turbocode.codecs import Coder, row_widths
 from turbocode.conversion import plan_quantize
 from turbocode.conversion.layers_below import LayersBelow
 from turbocode.dumps import Dump, DumpLayer
@@ -179,8 +179,9 @@ def _measure(
         for side in SIDES:
             errors[side].merge(coding[side])
         entropies += entropy
-    coded = float(np.mean([entropy.bits_per_value() for entropy in entropies]))
-    rans = float(np.mean([entropy.rans_bits_per_value() for entropy in entropies]))
+    counts = [entropy.n_blocks for entropy in entropies]
+    coded = float(np.average([entropy.bits_per_value() for entropy in entropies], weights=counts))
+    rans = float(np.average([entropy.rans_bits_per_value() for entropy in entropies], weights=counts))
     summary = {
         "bits_per_value": plan.bits_per_value,
         "entropy_bits_per_value": coded,
@@ -201,7 +202,7 @@ def _measure_layer(
     metadata = dump.metadata
     q_per_kv = metadata.n_query_heads // metadata.n_kv_heads
     rows, coding = _Rows(), {side: CodingError(metadata.head_dim) for side in SIDES}
-    entropy = {side: BlockEntropy(metadata.head_dim) for side in SIDES}
+    entropy: dict[tuple[str, int], BlockEntropy] = {}
     positions = layer.query_positions()
     at_once = rows_at_once(layer.n_tokens, max_memory)
     for seq in range(layer.n_seqs):
@@ -212,7 +213,8 @@ def _measure_layer(
                 blocks = codec.encode(vectors, head)[0]
                 exact[side], decoded[side] = (x.astype(np.float64) for x in (vectors, codec.decode(blocks, head)))
                 coding[side].add(exact[side], decoded[side])
-                entropy[side].add(blocks)
+                place = side, head if row_widths(codec) else 0  # blocks alike are counted together
+                entropy.setdefault(place, BlockEntropy(metadata.head_dim)).add(blocks)
             tokens = HeadTokens(
                 exact["keys"],
                 exact["values"],

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from turbocode.codecs import Coder, coder_from_description, run_tokens
+from turbocode.codecs import Coder, coder_from_description, row_widths, run_tokens
 from turbocode.conversion.layers_below import LayersBelow
 from turbocode.dumps import (
     Dump,
@@ -192,7 +192,8 @@ def _verify_side(
     if isinstance(codec, DataError):
         raise codec
     head_dim, n_kv_heads = file.metadata.head_dim, file.metadata.n_kv_heads
-    if codec.bytes_per_vector != side.bytes_per_vector or codec.head_dim != head_dim:
+    fits = (codec.bytes_per_vector, row_widths(codec)) == (side.bytes_per_vector, side.widths)
+    if not fits or codec.head_dim != head_dim:
         findings.mismatch(where, f"blocks of {side.bytes_per_vector} bytes a vector do not fit codec {codec.name}")
         return
     energy = error = 0.0

@@ -7,13 +7,12 @@ encodes its history over and over loses a little each time.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 
-from turbocode.codecs import Codec, Coder, decode_heads, encode_heads, predicting, run_tokens
+from turbocode.codecs import Codec, Coder, decode_heads, encode_heads, predicting, row_bytes, run_tokens
 from turbocode.codecs.gpu_codec import GpuCodec
 from turbocode.errors import DataError, OptionError
 from turbocode.integrations.hf_packages import torch
@@ -57,7 +56,7 @@ class CodedSide:
         self._parts: dict[str, Any] = {"sinks": None, "coded": None, "residual": None}
         self._hidden = 0  # first coded tokens that are forgotten, but whose run is not
         self._dtype: Any = None
-        self._head_dim = 0
+        self._n_heads = self._head_dim = 0
         self._gpu_codec: GpuCodec | None = None
 
     @property
@@ -68,9 +67,8 @@ class CodedSide:
     @property
     def n_values(self) -> int:
         """Values that are here, over all sequences, heads and tokens."""
-        parts = [part for part in self._parts.values() if part is not None]
-        n_hidden = self._hidden and self._hidden * int(np.prod(parts[0].shape[:-2]))
-        return (sum(self._vectors(part) for part in parts) - n_hidden) * self._head_dim
+        n_seqs = next((part.shape[0] for part in self._parts.values() if part is not None), 0)
+        return n_seqs * self.n_tokens * self._n_heads * self._head_dim
 
     @property
     def n_bytes(self) -> int:
@@ -79,9 +77,11 @@ class CodedSide:
         for name, part in self._parts.items():
             if part is None:
                 continue
-            is_coded = name == "coded" and self.codec is not None
-            width = self.codec.bytes_per_vector if is_coded and self.codec else self._head_dim * part.element_size()
-            total += self._vectors(part) * width
+            if name == "coded" and self.codec is not None:
+                width = row_bytes(self.codec, self._n_heads)
+            else:
+                width = self._n_heads * self._head_dim * part.element_size()
+            total += part.shape[0] * part.shape[-2] * width
         return total
 
     @property
@@ -89,13 +89,10 @@ class CodedSide:
         """Bits that the codec's constants add to the values here, each its share (Coder.constant_bits)."""
         return self.codec.constant_bits * self.n_values if self.codec else 0.0
 
-    @staticmethod
-    def _vectors(part: Any) -> int:
-        return int(np.prod(part.shape[:-1]))
-
     def append(self, x: Any) -> None:
         """Add the tokens x (B, J, T, D), a floating tensor. Raises DataError for what a codec cannot store."""
-        self._dtype, self._head_dim, self._latest = x.dtype, x.shape[-1], None
+        self._dtype, self._latest = x.dtype, None
+        self._n_heads, self._head_dim = x.shape[1], x.shape[-1]
         if self.codec is None:
             self._extend("residual", x)
             self._seen += x.shape[-2]
@@ -128,9 +125,10 @@ class CodedSide:
             return self.codec
         start += 0 if self._parts["sinks"] is None else self._parts["sinks"].shape[-2]
         stop = start + n_tokens
+        coder, predictor = found
         given = [source.read()[..., start:stop, :].float().cpu().numpy() for source in self._sources]
-        each = [found.predicting([x[seq] for x in given], np.arange(start, stop)).prediction for seq in range(n_seqs)]
-        return replace(found, prediction=np.stack(each, axis=1))  # type: ignore[arg-type]
+        each = [predictor.predict([x[seq] for x in given], np.arange(start, stop)) for seq in range(n_seqs)]
+        return coder.with_prediction(np.stack(each, axis=1))
 
     def release(self) -> None:
         """Forget what was read last: the sides that are predicted from it have been read."""

@@ -68,13 +68,13 @@ class TurboLayer(transformers.cache_utils.DynamicLayer):
     def _sources(self, codec: Coder | None) -> list[CodedSide]:
         """The sides that a codec predicts from, in its order. Raises OptionError for a layer that is not there."""
         found = None if codec is None else predicting(codec)
-        if found is None or found.predictor is None:
+        if found is None:
             return []
         sides = []
-        for is_below, side in (READ_FROM[name] for name in found.predictor.sources):
+        for is_below, side in (READ_FROM[name] for name in found[1].sources):
             layer = self.below if is_below else self
             if layer is None or side not in layer.sides:
-                raise OptionError(f"{found.name} predicts from a layer below, and layer {self.number:03d} has none")
+                raise OptionError(f"{found[0].name} predicts from a layer below, and layer {self.number:03d} has none")
             sides.append(layer.sides[side])
         return sides
 
