@@ -40,6 +40,11 @@ _WEIGHT, _POSITIVE = click.FloatRange(0, 1, max_open=True), click.FloatRange(0, 
 @click.option("--no-plain", is_flag=True, help="Leave out the plain kernel, which is slow (GPU).")
 @click.option("--sparse-v", type=_WEIGHT, default=0.0, help="Leave out values whose weight is below this, as 1e-4.")
 @click.option("--skip-tiles", type=_WEIGHT, default=0.0, help="Leave out 32 tokens whose weights all are below this.")
+@click.option(
+    "--tables",
+    type=click.Choice(["shared", "registers", "magnitudes", "cached", "constant"]),
+    help="Where centroids are looked up (GPU).  [default: where it is fastest]",
+)
 @click.option("--logit-scale", type=_POSITIVE, default=1.0, show_default=True, help="Of logits: above 1 more peaked.")
 @click.option("--repeats", type=click.IntRange(1, 1000), help="Runs; the median counts.  [default: 20, on a CPU 7]")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the Gaussian inputs.")
@@ -57,6 +62,7 @@ def command(
     no_plain: bool,
     sparse_v: float,
     skip_tiles: float,
+    tables: str | None,
     logit_scale: float,
     repeats: int | None,
     seed: int,
@@ -80,17 +86,27 @@ def command(
     where they are installed, the plain kernel, and decoding everything first, in one process, as replayed graphs.
     Without a shape of one's own these run, as batch x tokens: long 1 x 131072, single 1 x 32768, batch-16 16 x 8192,
     batch-64 64 x 4096, wide-groups 8 x 32768 with 4 KV heads, wide-heads 8 x 16384 with head_dim 256. On a CPU NumPy's
-    attention over the unpacked cache stands beside ours. With --sparse-v or --skip-tiles every codec is timed with and
-    without; weights are relative to the largest so far.
+    attention over the unpacked cache stands beside ours. With --sparse-v, --skip-tiles or --tables every codec is timed
+    with and without; weights are relative to the largest so far.
+
+    \b
+    --tables shared      in shared memory: all codecs
+             registers   by permutation of bytes: 2 bits, blocks of 64 (keys), 128 (values)
+             magnitudes  without signs, which are put in afterwards: 2 to 4 bits
+             cached      in the GPU's memory, through its first cache: trellises
+             constant    in constant memory: trellises
     """
     from turbocode.codecs import STANDARD_CODECS, make_codec
     from turbocode.evaluation.attention_shapes import AttentionShape
+    from turbocode.kernels.attention.lookup import TableKind
     from turbocode.kernels.attention.skipping import Skipping
 
     inputs = {"seed": seed, "skipping": Skipping(sparse_v, skip_tiles), "logit_scale": logit_scale}
     given = {name: value for name, value in sizes.items() if value is not None}
     if device is None:
-        _refuse_on_a_cpu(sweep=sweep, plot=plot is not None, no_plain=no_plain, shape=bool(names))
+        _refuse_on_a_cpu(
+            sweep=sweep, plot=plot is not None, no_plain=no_plain, shape=bool(names), tables=tables is not None
+        )
         shape = AttentionShape(**given)
         pairs = [(k or v or "", v or k or "")] if k or v else _fitting(STANDARD_CODECS, shape.head_dim, make_codec)
         _on_the_cpu(shape, pairs, repeats or CPU_REPEATS, inputs, max_memory, as_json, quiet)
@@ -101,6 +117,7 @@ def command(
         from turbocode.dumps import check_output
 
         check_output(plot, force, [])
+    inputs["tables"] = TableKind(tables) if tables else None
     result = _on_a_gpu(device, shapes, pairs, no_plain, repeats or GPU_REPEATS, inputs, quiet)
     if plot is not None:
         from turbocode.evaluation.attention_plots import plot_attention
@@ -171,7 +188,7 @@ def _on_a_gpu(
     for name in {name for pair in pairs for name in pair}:
         parse_codec(name)
     plain = () if no_plain else None
-    jobs = jobs_for(shapes.values(), pairs, plain, inputs["skipping"])
+    jobs = jobs_for(shapes.values(), pairs, plain, inputs["skipping"], inputs["tables"])
     with progress("compile", len(jobs), quiet) as advance:
         compile_for(jobs, device, advance)
     with progress("benchmark", len(shapes) * len(pairs), quiet) as advance:

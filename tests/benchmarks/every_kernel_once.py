@@ -1,24 +1,35 @@
 """Runs each kernel of the GPU on a few groups: what compute-sanitizer watches.
 
-    compute-sanitizer --tool memcheck python tests/benchmarks/every_kernel_once.py [PART PARTS]
+    compute-sanitizer --tool memcheck python tests/benchmarks/every_kernel_once.py [--only NAME ...] [--part I/N]
 
-Results are compared with the CPU's, so that a kernel that does nothing is not called clean.
+--only : runs whose name contains NAME, `prefill` or `attend trellis3` for example; --part : every N-th, from the I-th
+of 0 to N - 1 on, since the sanitizer is slow; --list : names only. Results are compared with the CPU's, so that a
+kernel that does nothing is not called clean. NUMBA_ENABLE_CUDASIM=1 runs them in the simulator.
 """
 
 from __future__ import annotations
 
+import argparse
+import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from helpers.attention_cases import AttentionCase, relative_error
+from helpers.gpu_arrays import down, up
+
 from turbocode.codecs import make_codec
+from turbocode.codecs.gpu_attention import GpuAttention
 from turbocode.codecs.gpu_codec import GpuCodec
 from turbocode.codecs.gpu_prefill import GpuPrefill
+from turbocode.kernels._cuda import has_bulk_copies
 from turbocode.kernels._graph import Gpu
 from turbocode.kernels._launch import device_array
-from turbocode.kernels.attention.reference import decode_attention
 from turbocode.kernels.fwht import cuda as rotation_cuda
 from turbocode.kernels.fwht import rotation_for
 from turbocode.kernels.trellis import Trellis
@@ -30,6 +41,7 @@ CODECS = [
     *(("trellis4", 128), ("turbo3_tcq", 128), ("trellis2_l12", 128), ("trellis2", 80)),
 ]
 PROMPTS = (("turbo3", "turbo4", 128), ("trellis3", "q4_0", 128), ("turbo3", "trellis2", 96), ("f16", "turbo2", 256))
+STEPS = (("turbo3", "turbo3"), ("trellis3", "trellis3"), ("q8_0", "q8_0"), ("f16", "f16"))
 N_VECTORS = 21  # no multiple of what a block handles
 
 
@@ -83,37 +95,69 @@ def searching(trellis: Trellis, rng: np.random.Generator) -> None:
     assert (trellis_cuda.viterbi(u, table, trellis)[0] == cpu.viterbi(u, table, trellis)[0]).all()
 
 
-def prompting(k: str, v: str, head_dim: int, gpu: Gpu, rng: np.random.Generator, n_tokens: int = 150) -> None:
-    codecs = [make_codec(name, head_dim) for name in (k, v)]
-    keys, values = rng.standard_normal((2, 1, 2, n_tokens, head_dim)).astype(np.float16)
-    queries = rng.standard_normal((1, 6, n_tokens - 7, head_dim)).astype(np.float16)
-    blocks = [codec.encode(x)[0] for codec, x in zip(codecs, (keys, values), strict=True)]
-    given = []
-    for host in (queries, *blocks):
-        given.append(gpu.empty(host.shape, str(host.dtype)))
-        gpu.upload(host, given[-1])
-    out, lse = gpu.empty(queries.shape, "float16"), gpu.empty(queries.shape[:-1], "float32")
-    GpuPrefill(*codecs)(*given, scale=head_dim**-0.5, out=out, lse=lse, stream=gpu.stream)
-    found = np.empty(queries.shape, np.float16)
-    gpu.download(out, found)
-    gpu.wait()
-    decoded = [codec.decode(part) for codec, part in zip(codecs, blocks, strict=True)]
-    expected, _ = decode_attention(queries, *decoded, np.arange(7, n_tokens)[None], scale=head_dim**-0.5)
-    assert np.linalg.norm(found - expected) <= 1e-3 * np.linalg.norm(expected), (k, v)
+def attending(attention: Any, case: AttentionCase, gpu: Gpu, rng: np.random.Generator) -> None:
+    """Decode attention or prefill of a case, whose cache ends where its memory does."""
+    arrays = case.build(rng)
+    given = [up(gpu, arrays[name]) for name in ("queries", "keys", "values", "last_token")]
+    options = {} if arrays["pages"] is None else {"pages": up(gpu, arrays["pages"])}
+    out, lse = gpu.empty(arrays["queries"].shape, case.dtype), gpu.empty(arrays["lse"].shape, "float32")
+    attention(*given, **case.options(), **options, out=out, lse=lse, stream=gpu.stream)
+    assert relative_error(down(gpu, out), arrays["output"]) <= 1e-3
+    np.testing.assert_allclose(down(gpu, lse), arrays["lse"], rtol=0, atol=4e-3)
+
+
+def prompting(k: str, v: str, head_dim: int, gpu: Gpu, rng: np.random.Generator) -> None:
+    last = (tuple(range(7, 151)),)
+    case = AttentionCase(
+        k, v, head_dim, n_heads=6, n_kv_heads=2, n_tokens=151, n_rows=144, last=last, dtype="float16"
+    )  # fmt: skip
+    attending(GpuPrefill(*case.codecs()), case, gpu, rng)
+
+
+def stepping(k: str, v: str, page: int, is_bulk: bool, gpu: Gpu, rng: np.random.Generator) -> None:
+    """Two new tokens of two sequences of odd lengths."""
+    last = ((75, 76), (299, 300))
+    case = AttentionCase(
+        k, v, n_seqs=2, n_heads=6, n_kv_heads=2, n_rows=2, n_tokens=301, last=last, page=page, dtype="float16"
+    )  # fmt: skip
+    attention = GpuAttention(*case.codecs())
+    attention._attend.is_bulk = is_bulk
+    attending(attention, case, gpu, rng)
+
+
+def every_run(gpu: Gpu, rng: np.random.Generator) -> Iterator[tuple[str, Callable[[], None]]]:
+    """What is run, by name."""
+    for name, head_dim in CODECS:
+        yield f"code {name} {head_dim}", functools.partial(coding, name, head_dim, gpu, rng)
+    for group_size in (16, 80, 128):
+        yield f"rotate {group_size}", functools.partial(rotating, group_size, gpu, rng)
+    for trellis in (Trellis(1, 4, True), Trellis(2, 12, False)):
+        yield f"search k = {trellis.bits}, L = {trellis.states_log2}", functools.partial(searching, trellis, rng)
+    for k, v, head_dim in PROMPTS:
+        yield f"prefill {k} {v} {head_dim}", functools.partial(prompting, k, v, head_dim, gpu, rng)
+    for k, v in STEPS:
+        for page in (0, 16):
+            for is_bulk in (False, True) if has_bulk_copies(gpu.number) else (False,):
+                name = f"attend {k} {v}" + (", paged" if page else "") + (", bulk copies" if is_bulk else "")
+                yield name, functools.partial(stepping, k, v, page, is_bulk, gpu, rng)
 
 
 def main() -> None:
-    part, parts = (int(word) for word in sys.argv[1:3]) if len(sys.argv) > 2 else (0, 1)
-    gpu, rng = Gpu(0), np.random.default_rng(0)
-    work: list[Callable[[], Any]] = [
-        *(lambda n=name, d=head_dim: coding(n, d, gpu, rng) for name, head_dim in CODECS),  # type: ignore[misc]
-        *(lambda g=g: rotating(g, gpu, rng) for g in (16, 80, 128)),  # type: ignore[misc]
-        *(lambda t=t: searching(t, rng) for t in (Trellis(1, 4, True), Trellis(2, 12, False))),  # type: ignore[misc]
-        *(lambda p=p: prompting(*p, gpu, rng) for p in PROMPTS),  # type: ignore[misc]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", default=[""], metavar="NAME")
+    parser.add_argument("--part", default="0/1", metavar="I/N")
+    parser.add_argument("--list", action="store_true")
+    args = parser.parse_args()
+    first, step = map(int, args.part.split("/"))
+    runs = [
+        (name, run) for name, run in every_run(Gpu(0), np.random.default_rng(0)) if any(x in name for x in args.only)
     ]
-    for run in work[part::parts]:
-        run()
-    print(f"{len(work[part::parts])} of {len(work)} runs agree with the CPU")
+    for name, run in runs[first::step]:
+        print(name, flush=True)
+        if not args.list:
+            run()
+    if not args.list:
+        print(f"{len(runs[first::step])} of {len(runs)} runs agree with the CPU")
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ def result_of(shapes: dict[str, AttentionShape], has_float16: bool = True) -> di
                         "host_seconds": 1e-5,
                         "plain_seconds": None,
                         "plain_error": None,
-                        "whole_seconds": None,
+                        "default_seconds": None,
                     },
                     **{"decode_seconds": 1e-4, "decoded_attention_seconds": 2e-4 if has_float16 else None},
                 }

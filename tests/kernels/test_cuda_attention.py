@@ -24,7 +24,7 @@ FORMATS = (
     *("turbo2", "turbo3", "turbo4", "turbo2_0", "turbo3_0", "turbo4_0", "q8_0", "q4_0", "f16"),
     *("trellis1", "trellis2", "trellis3", "trellis4", "turbo1_tcq", "turbo2_tcq", "turbo3_tcq", "trellis2_l12"),
 )
-PAIRS = (  # of the random cases: each is compiled once with pages and once without
+PAIRS = (  # of the random cases
     *(("turbo3", "turbo3", 128), ("turbo4", "turbo2", 128), ("turbo2", "turbo4", 64), ("turbo3", "turbo4", 256)),
     *(("trellis3", "trellis2", 128), ("q8_0", "turbo3", 96), ("turbo3_0", "q4_0", 128), ("trellis1", "f16", 80)),
 )
@@ -95,11 +95,14 @@ def test_long_contexts(name: str, gpu: Any, rng: np.random.Generator) -> None:
     check(attend(gpu, case, arrays), arrays, FAST_ERROR)
 
 
-def test_a_thousand_random_cases(gpu: Any, rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("is_paged", [False, True])
+@pytest.mark.parametrize("pair", PAIRS)
+def test_a_thousand_random_cases(pair: tuple[str, str, int], is_paged: bool, gpu: Any) -> None:
     """The fast kernel against the plain one, which other tests hold against float64."""
-    worst = 0.0
-    for number in range(N_RANDOM):
-        k, v, head_dim = PAIRS[number % len(PAIRS)]
+    k, v, head_dim = pair
+    rng = np.random.default_rng((PAIRS.index(pair), is_paged))
+    worst, n_cases = 0.0, -(-N_RANDOM // (2 * len(PAIRS)))
+    for _ in range(n_cases):
         n_tokens = int(rng.choice([1, 15, 31, 33, 64, 200, 255, 257, 700, 1500]))
         n_rows = int(rng.choice([1, 1, 2, 3, 8])) if n_tokens > 8 else 1
         n_seqs = int(rng.integers(1, 5))
@@ -115,7 +118,7 @@ def test_a_thousand_random_cases(gpu: Any, rng: np.random.Generator) -> None:
             n_tokens=n_tokens,
             last=tuple(map(tuple, np.clip(last, -1, n_tokens - 1).tolist())),
             window=int(rng.choice([0, 0, 0, 5, 100])),
-            page=int(rng.choice([16, 32, 64, 128])) if number // len(PAIRS) % 2 else 0,
+            page=int(rng.choice([16, 32, 64, 128])) if is_paged else 0,
             spare=8 - n_tokens % 8,
             dtype=str(rng.choice(["float16", "float32"])),
             norm=1.0,
@@ -130,7 +133,7 @@ def test_a_thousand_random_cases(gpu: Any, rng: np.random.Generator) -> None:
         np.testing.assert_array_equal(np.isfinite(lse), np.isfinite(expected_lse))
         is_seen = np.isfinite(lse)
         np.testing.assert_allclose(lse[is_seen], expected_lse[is_seen], rtol=0, atol=5e-3)
-    print(f"largest relative difference {worst:.1e}")
+    print(f"{n_cases} cases of {k}, {v}, {head_dim}{', paged' * is_paged}: largest relative difference {worst:.1e}")
 
 
 def test_more_than_two_to_the_31_values(gpu: Any, rng: np.random.Generator) -> None:

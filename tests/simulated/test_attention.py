@@ -13,6 +13,7 @@ from turbocode.codecs.gpu_attention import GpuAttention, merge_on_gpu
 from turbocode.errors import OptionError
 from turbocode.kernels.attention.cpu import merge_partials
 from turbocode.kernels.attention.cuda import Shape
+from turbocode.kernels.attention.lookup import TableKind
 from turbocode.kernels.attention.skipping import Skipping
 
 FAST_ERROR, PLAIN_ERROR = 1e-3, 2e-6
@@ -23,6 +24,7 @@ CASES = {
     "80": AttentionCase("turbo3", "turbo2", 80, n_tokens=75, spare=1, n_heads=2),
     "96": AttentionCase("turbo4", "turbo3", 96, n_tokens=45, n_heads=2),
     "256": AttentionCase(head_dim=256, n_tokens=45, n_heads=6),
+    "256, rows in another order": AttentionCase("turbo3", "turbo2", 256, n_tokens=45, n_heads=2, window=9),
     "twelve heads": AttentionCase("turbo2", "turbo2", n_tokens=45, n_heads=12),
     "twenty columns": AttentionCase("turbo2", "turbo2", 64, n_tokens=45, n_heads=10, n_rows=2, last=((43, 44),)),
     "pages of 16": AttentionCase(
@@ -162,6 +164,33 @@ def test_negative_options_are_refused(rng: np.random.Generator) -> None:
         )
     with pytest.raises(OptionError, match="head_dim 128"):
         GpuAttention(case.codecs()[0], AttentionCase(head_dim=64).codecs()[1])
+
+
+@pytest.mark.parametrize(
+    ("kind", "k", "v"),
+    [
+        (TableKind.SHARED, "turbo2", "turbo4"),
+        (TableKind.REGISTERS, "turbo2", "turbo2"),
+        (TableKind.MAGNITUDES, "turbo3", "turbo4"),
+        (TableKind.CACHED, "trellis3", "turbo3"),
+        (TableKind.CONSTANT, "turbo2", "trellis2"),
+    ],
+)
+def test_every_kind_of_tables(kind: TableKind, k: str, v: str, rng: np.random.Generator) -> None:
+    case = AttentionCase(k, v, n_tokens=20, n_heads=2, window=17)
+    arrays = case.build(rng)
+    attention = GpuAttention(*case.codecs(), tables=kind)
+    attention._attend.shape = Shape(1, 1, 2)
+    check(attend(attention, case, arrays, 1), arrays, FAST_ERROR)
+
+
+def test_tables_that_no_side_has_are_refused(rng: np.random.Generator) -> None:
+    case = AttentionCase("turbo3", "q8_0", n_tokens=5)
+    arrays = case.build_blocks(rng)
+    with pytest.raises(OptionError, match="neither turbo3 nor q8_0 has tables of the kind constant; allowed: shared"):
+        attend(GpuAttention(*case.codecs(), tables=TableKind.CONSTANT), case, arrays, 1)
+    with pytest.raises(OptionError, match="plain kernel has no tables"):
+        GpuAttention(*case.codecs(), tables=TableKind.CACHED, is_plain=True)
 
 
 @pytest.mark.parametrize("skipping", [Skipping(0.03, 0.0), Skipping(0.0, 0.7)])

@@ -70,7 +70,7 @@ def test_the_benchmark_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "MiB of GPU memory" in none["problem"] and none["codecs"] == []
     row, unfit = tiny["codecs"]
     assert row["relative_error"] < 1e-3 and row["is_within_bound"] and row["plain_error"] < 1e-3
-    assert row["whole_seconds"] > 0 and row["whole_error"] < 1e-3
+    assert row["default_seconds"] > 0 and row["default_error"] < 1e-3
     assert row["bytes_allow"] == pytest.approx(16 / 2.75)
     assert row["n_bytes"] == 2 * 24 * (26 + 18) + 2 * 2 * (2 * 2 * 64 + 4)
     assert row["gb_per_s"] == pytest.approx(row["n_bytes"] / row["seconds"] / 1e9)

@@ -124,6 +124,16 @@ def test_copies_arrive_when_they_are_waited_for(waits: bool) -> None:
     assert y[0] == (4 if waits else 0xCDCDCDCD)
 
 
+def test_a_copy_reads_whole_words() -> None:
+    @kernel()
+    def copy(source: Any) -> None:
+        kept = cuda.shared.array(4, uint32)
+        _ptx_copies.copy_async_whole(shared_address(kept, 0), source + uint64(16))
+
+    with pytest.raises(IndexError, match="bytes 16 to 32 of an array of 24"):
+        copy.launch(1, 1, Address.of(np.zeros(6, np.uint32)))
+
+
 def test_instructions_on_bits() -> None:
     a, b = 0x80FF0123, 0x7F00FF80
     assert _ptx_bits.funnel_shift_left(a, b, 3) == (b << 3 | a >> 29) & 0xFFFFFFFF

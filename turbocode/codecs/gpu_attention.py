@@ -7,6 +7,8 @@ from typing import Any
 from turbocode.codecs.codec import Codec
 from turbocode.codecs.gpu_sides import gpu_sides
 from turbocode.codecs.multirate_codec import MultirateCodec
+from turbocode.errors import OptionError
+from turbocode.kernels.attention.lookup import TableKind
 from turbocode.kernels.attention.skipping import EVERYTHING, Skipping
 
 
@@ -19,6 +21,8 @@ class GpuAttention:
         does not know (40, for head_dim 40 or 120): slower, and nearly float32 in its sums
     skipping : what may be left out because it hardly counts, see kernels/attention/skipping.py. The fast kernel
         compares weights times the norm of their value, and saves work where that holds for 32 tokens and all queries
+    tables : where the fast kernel looks centroids up, on the side or sides where that is possible, instead of where it
+        is fastest: kernels/attention/lookup.py. Raises OptionError at the first call if it is on neither
     """
 
     def __init__(
@@ -28,6 +32,7 @@ class GpuAttention:
         *,
         is_plain: bool = False,
         skipping: Skipping = EVERYTHING,
+        tables: TableKind | None = None,
     ) -> None:
         from turbocode.kernels.attention.attend_variant import is_direct
         from turbocode.kernels.attention.cuda import DecodeAttention
@@ -41,6 +46,10 @@ class GpuAttention:
         kind = PlainAttention if self.is_plain else DecodeAttention
         self._attend = kind(*gpu_sides(key_codec, value_codec), key_codec.head_dim)
         self._attend.skipping = skipping.check()
+        if isinstance(self._attend, DecodeAttention):
+            self._attend.tables = tables
+        elif tables is not None:
+            raise OptionError(f"the plain kernel has no tables of the kind {tables.value}; only the fast one has")
 
     def __call__(
         self,

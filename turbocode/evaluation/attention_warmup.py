@@ -5,6 +5,7 @@ Machine code is kept on disk (kernels/_kernel_cache.py), where the benchmark's o
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -16,6 +17,7 @@ from turbocode.codecs import make_codec
 from turbocode.errors import OptionError
 from turbocode.evaluation.attention_shapes import AttentionShape
 from turbocode.evaluation.machine import usable_cores
+from turbocode.kernels.attention.lookup import TableKind
 from turbocode.kernels.attention.skipping import EVERYTHING, Skipping
 
 MAX_PROCESSES = 16  # each takes some hundred MiB of the GPU's memory
@@ -33,6 +35,7 @@ class Job(NamedTuple):
     v: str
     shape: AttentionShape
     skipping: Skipping = EVERYTHING
+    tables: TableKind | None = None
 
 
 def jobs_for(
@@ -40,6 +43,7 @@ def jobs_for(
     pairs: Sequence[tuple[str, str]],
     plain: Sequence[str] | None,
     skipping: Skipping = EVERYTHING,
+    tables: TableKind | None = None,
 ) -> list[Job]:
     """Calls of the kernels that `benchmark_attention_on_gpu` uses, slow ones first; codecs that do not fit left out."""
     found = []
@@ -51,7 +55,7 @@ def jobs_for(
         for k, v in pairs:
             if not all(_fits(name, shape.head_dim) for name in (k, v)):
                 continue
-            found += [Job(ATTEND, k, v, small), Job(ATTEND, k, v, small, skipping)]
+            found += [Job(ATTEND, k, v, small), Job(ATTEND, k, v, small, skipping, tables)]
             if plain is None or k in plain:
                 found.append(Job(PLAIN, k, v, small))
             for name in (k, v):
@@ -114,6 +118,7 @@ def run_job(job: Job, device: int) -> None:
         queries = zeros((shape.batch, shape.q_heads, 1, shape.head_dim), "float16")
         last = zeros((shape.batch, 1), "int32")
         out, lse = gpu.empty(queries.shape, "float16"), gpu.empty(queries.shape[:-1], "float32")
-        attention = GpuAttention(*codecs, is_plain=job.kind == PLAIN, skipping=job.skipping)
-        attention(queries, blocks[0], blocks[1], last, scale=1.0, out=out, lse=lse, stream=gpu.stream)
+        attention = GpuAttention(*codecs, is_plain=job.kind == PLAIN, skipping=job.skipping, tables=job.tables)
+        with contextlib.suppress(OptionError):  # tables that the codecs do not have: the benchmark says so
+            attention(queries, blocks[0], blocks[1], last, scale=1.0, out=out, lse=lse, stream=gpu.stream)
     gpu.wait()

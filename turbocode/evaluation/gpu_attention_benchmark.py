@@ -28,6 +28,7 @@ from turbocode.evaluation.gpu_attention_rivals import (
 )
 from turbocode.evaluation.gpu_memory import GpuMemory
 from turbocode.evaluation.kernel_benchmark import host_seconds
+from turbocode.kernels.attention.lookup import TableKind
 from turbocode.kernels.attention.skipping import EVERYTHING, Skipping
 
 SLOW_REPEATS = 3  # of what takes long and is not what is measured
@@ -50,6 +51,7 @@ def benchmark_attention_on_gpu(
     keep: Callable[[dict[str, Any]], None] | None = None,
     copy_bytes: int = COPY_BYTES,
     skipping: Skipping = EVERYTHING,
+    tables: TableKind | None = None,
     logit_scale: float = 1.0,
 ) -> dict[str, Any]:
     """A JSON object: device, copy_gb_per_s, repeats, seed, error_bound, and shapes, each with float16, rivals, codecs.
@@ -60,7 +62,8 @@ def benchmark_attention_on_gpu(
     (L2, against float64 attention over the decoded values of some heads), is_within_bound, host_seconds (of a call
     without a graph), plain_seconds and plain_error, and of decoding everything first, decode_seconds and
     decoded_attention_seconds.
-    skipping : what our kernels may leave out; then there are whole_seconds and whole_error, of leaving out nothing. It
+    skipping : what our kernels may leave out; tables : where they look centroids up, None where it is fastest. With
+    either there are default_seconds and default_error too, of an attention without. What is left out
     tells where attention is peaked: logit_scale is a factor on all logits, whose standard deviation is else 1.
     advance : called with 1 after each pair of each shape; keep : called with the result so far after each shape
     """
@@ -83,12 +86,13 @@ def benchmark_attention_on_gpu(
         "l2": f"cold: copies of a cache in turn, together {COLD_CACHES} times the L2 cache",
         "error_bound": ERROR_BOUND,
         **skipping._asdict(),
+        "tables": tables.value if tables else None,
         "logit_scale": logit_scale,
         "shapes": [],
     }
     for name, shape in shapes.items():
         result["shapes"].append(
-            _Run(memory, name, shape, repeats, copy, skipping, logit_scale).figures(pairs, plain, advance)
+            _Run(memory, name, shape, repeats, copy, skipping, tables, logit_scale).figures(pairs, plain, advance)
         )
         memory.release()
         if keep:
@@ -114,10 +118,12 @@ class _Run:
         repeats: int,
         copy: float,
         skipping: Skipping,
+        tables: TableKind | None,
         logit_scale: float,
     ) -> None:
         self.memory, self.gpu, self.name, self.shape = memory, memory.gpu, name, shape
-        self.timer, self.copy, self.skipping = ColdTimer(memory, repeats), copy, skipping
+        self.timer, self.copy = ColdTimer(memory, repeats), copy
+        self.skipping, self.tables = skipping, tables
         self.scale = logit_scale * shape.head_dim**-0.5
 
     def figures(
@@ -264,7 +270,7 @@ class _Run:
 
             return work
 
-        work = attend(GpuAttention(key_codec, value_codec, skipping=self.skipping))
+        work = attend(GpuAttention(key_codec, value_codec, skipping=self.skipping, tables=self.tables))
         seconds = self.timer.seconds(work, n_copies)
         error = self.exact.error(self.out, expected)
         host = host_seconds(lambda: work(0), gpu.wait, HOST_CALLS)
@@ -283,12 +289,12 @@ class _Run:
             "host_seconds": host,
             "plain_seconds": None,
             "plain_error": None,
-            "whole_seconds": None,
-            "whole_error": None,
+            "default_seconds": None,
+            "default_error": None,
         }
-        if self.skipping.is_on:
-            figures["whole_seconds"] = self.timer.seconds(attend(GpuAttention(key_codec, value_codec)), n_copies)
-            figures["whole_error"] = self.exact.error(self.out, expected)
+        if self.skipping.is_on or self.tables is not None:
+            figures["default_seconds"] = self.timer.seconds(attend(GpuAttention(key_codec, value_codec)), n_copies)
+            figures["default_error"] = self.exact.error(self.out, expected)
         if has_plain:
             plain = attend(GpuAttention(key_codec, value_codec, is_plain=True))
             figures["plain_seconds"] = self.timer.seconds(plain, 1, repeats=SLOW_REPEATS)

@@ -11,21 +11,11 @@ from typing import Any
 from turbocode.kernels import _cuda
 from turbocode.kernels._ptx import instruction, u32, u64
 
-
-def _copy_later(target: Any, source: Any, n_bytes: Any) -> None:
-    if target.offset % 16 or (source.memory.ctypes.data + source.offset) % 16:
-        raise IndexError("an asynchronous copy begins at no multiple of 16 bytes")
-    _cuda.copies.later(target, source, int(n_bytes), 16)
-
-
-copy_async = instruction(
-    "cp.async.cg.shared.global [$0], [$1], 16, $2;", None, (u32, u64, u32), _copy_later, touches_memory=True
-)
 copy_async_whole = instruction(
     "cp.async.cg.shared.global [$0], [$1], 16;",
     None,
     (u32, u64),
-    lambda target, source: _copy_later(target, source, 16),
+    lambda target, source: _cuda.copies.later(target, source),
     touches_memory=True,
 )
 close_copies = instruction("cp.async.commit_group;", None, (), lambda: _cuda.copies.close(), touches_memory=True)

@@ -12,26 +12,26 @@ from greenlet import getcurrent
 
 from turbocode.kernels._simulator import WARP, Deadlock, collective, define_collective
 
+WORD = 16  # bytes
+
 
 class _Copy:
-    """size bytes at target: the first n_bytes from source, then zeros."""
+    """16 bytes from source to target. Raises IndexError where they are not all there."""
 
-    def __init__(self, target: Any, source: Any, n_bytes: int, size: int) -> None:
-        self.target, self.source, self.n_bytes, self.size = target, source, n_bytes, size
+    def __init__(self, target: Any, source: Any) -> None:
+        self.target, self.source = target, source
         self.is_done = False
+        source.read(np.uint8, WORD)
 
     def arrive(self) -> None:
         if not self.is_done:
-            found = np.zeros(self.size, np.uint8)
-            for byte in range(self.n_bytes):
-                found[byte] = (self.source + byte).read(np.uint8, 1)[0]
-            self.target.write(np.uint8, found)
+            self.target.write(np.uint8, self.source.read(np.uint8, WORD))
             self.is_done = True
 
 
-def later(target: Any, source: Any, n_bytes: int, size: int) -> None:
-    """cp.async: n_bytes from the address `source`, zeros up to `size`, to `target`."""
-    getcurrent().copies[-1].append(_Copy(target, source, n_bytes, size))
+def later(target: Any, source: Any) -> None:
+    """cp.async: 16 bytes from the address `source` to `target`, multiples of 16."""
+    getcurrent().copies[-1].append(_Copy(target, source))
 
 
 def close() -> None:
@@ -89,7 +89,7 @@ def copy_bulk(target: Any, source: Any, n_bytes: int, address: Any) -> None:
         if (place.memory.ctypes.data + place.offset) % 16 or n_bytes % 16:
             raise IndexError("a bulk copy has addresses and a size that are multiples of 16 bytes")
     barrier = _barrier(address)
-    pieces = [_Copy(target + i, source + i, 16, 16) for i in range(0, int(n_bytes), 16)]
+    pieces = [_Copy(target + i, source + i) for i in range(0, int(n_bytes), WORD)]
     barrier.copies += pieces
     barrier.n_bytes -= int(n_bytes)
 

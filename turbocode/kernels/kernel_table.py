@@ -18,7 +18,7 @@ from turbocode.kernels.attention.attend_kernel import attend_kernel
 from turbocode.kernels.attention.attend_variant import AttendVariant
 from turbocode.kernels.attention.cuda import Shape, replace_shape
 from turbocode.kernels.attention.eight_values import lookup_of_pairs
-from turbocode.kernels.attention.lookup import lookup_for
+from turbocode.kernels.attention.lookup import IN_REGISTERS, NO_TABLE, lookup_for
 from turbocode.kernels.attention.merge_kernel import N_ARGS as N_MERGE_ARGS
 from turbocode.kernels.attention.merge_kernel import merge_kernel
 from turbocode.kernels.attention.plain_kernel import N_ARGS as N_PLAIN_ARGS
@@ -64,7 +64,7 @@ class KernelEntry:
 
     make : compiles nothing, gives the decorated function; n_args : its arguments, all uint64
     max_registers : of a thread; opcodes : patterns of machine instructions that must occur
-    max_local : bytes that may be spilled, none of them in a loop; max_shared : static shared memory of a block, bytes
+    max_shared : static shared memory of a block, bytes
     architectures : that have its instructions
     """
 
@@ -75,7 +75,6 @@ class KernelEntry:
     opcodes: tuple[str, ...] = ()
     max_shared: int = STATIC_SHARED
     architectures: tuple[tuple[int, int], ...] = ARCHITECTURES
-    max_local: int = 0
 
 
 def _encode_variant(
@@ -285,17 +284,18 @@ def _exact_tokens() -> Iterator[KernelEntry]:
 
 def _attend_variant(name: str, d: int, value_type: int, shape: Shape, table_bytes: int, is_bulk: bool) -> AttendVariant:
     form = block_format(name, d)
+    values = lookup_for(form, table_bytes)
+    keys = IN_REGISTERS if name == "turbo2" else values
     rotation = rotation_for(form.group_size, "signed" if form.has_codebook else "none")
-    smallest = lookup_for(form, 0)
     variant = AttendVariant(
         key_format=form,
         value_format=form,
         key_rotation=rotation,
         value_rotation=rotation,
         head_dim=d,
-        key_lookup=smallest,
-        value_lookup=smallest,
-        shares_table=True,
+        key_lookup=NO_TABLE,
+        value_lookup=NO_TABLE,
+        shares_table=keys == values,
         tables_per_head=False,
         n_column_tiles=1,
         n_warps=1,
@@ -309,7 +309,7 @@ def _attend_variant(name: str, d: int, value_type: int, shape: Shape, table_byte
         has_softcap=False,
         has_gain=False,
     )
-    return replace_shape(variant, shape, table_bytes)
+    return replace_shape(variant, shape, keys, values)
 
 
 def _attentions() -> Iterator[KernelEntry]:
@@ -330,7 +330,6 @@ def _attentions() -> Iterator[KernelEntry]:
             255 if d > 128 or shape.n_warps * shape.blocks_at_once == 8 else 128,
             (r"HMMA\.16816\.F32", r"UBLKCP" if is_bulk else _ASYNCHRONOUS_COPY),
             architectures=(architecture,),
-            max_local=8 if (name, d) == ("turbo2", 128) else 0,
         )
     mixed = MultirateFormat((1,) * 16)  # the rates are data
     plain = PlainVariant(mixed, mixed, *(rotation_for(128, "none"),) * 2, 128, FLOAT16, False, False)

@@ -30,9 +30,10 @@ from turbocode.kernels.attention.key_scores import key_scores
 from turbocode.kernels.attention.part_results import part_settler, row_finisher
 from turbocode.kernels.attention.query_rows import query_rows
 from turbocode.kernels.attention.reading import has_norm
-from turbocode.kernels.attention.shared_table import lane_place, table_filler
+from turbocode.kernels.attention.shared_table import lane_place, table_filler, table_holder
 from turbocode.kernels.attention.softmax import softmax
 from turbocode.kernels.attention.tile_copy import BARRIER_BYTES, arrivals, row_fetch
+from turbocode.kernels.attention.token_order import is_spread, token_of
 from turbocode.kernels.attention.value_sums import value_sums
 from turbocode.kernels.attention.work_split import agreed, first_place, seen_by, shares, work_split
 
@@ -59,14 +60,23 @@ def attend_kernel(variant: AttendVariant) -> Any:
     tops_at, totals_at, flag_at, barriers_at, tokens_at, _ = places[5:]
     n_warps, n_stages, threads = variant.n_warps, variant.n_stages, WARP * variant.n_warps
     chunk = TILE * n_warps
-    scores = key_scores(key_format, d, variant.key_lookup, n_tiles, TILE)
-    sums = value_sums(value_format, d, variant.value_lookup, n_tiles, TILE)
+    spreads = is_spread(value_format, d)
+    token_in_eight = token_of(spreads)
+    scores = key_scores(key_format, d, variant.key_lookup, n_tiles, TILE, spreads)
+    sums = value_sums(value_format, d, variant.value_lookup, n_tiles, TILE, spreads)
     n_blocks_of_value, value_block = d // value_format.values_per_block, value_format.bytes_per_block
-    begin, hide, rise, weigh, end_of, reach, thin = softmax(n_tiles, sums.sums, n_blocks_of_value, TILE)
+    begin, hide, rise, weigh, end_of, reach, thin = softmax(n_tiles, sums.sums, n_blocks_of_value, TILE, spreads)
     combined = joined(variant)
     split = work_split(chunk, TILE)
     rows = query_rows(
-        d, key_format, variant.key_rotation, variant.value_rotation, variant.query_type, variant.out_type, n_tiles
+        d,
+        key_format,
+        variant.key_lookup,
+        variant.key_rotation,
+        variant.value_rotation,
+        variant.query_type,
+        variant.out_type,
+        n_tiles,
     )
     key_bytes, value_bytes = key_format.bytes_per_vector(d), value_format.bytes_per_vector(d)
     is_paged, is_late, is_bulk = variant.is_paged, variant.is_late, variant.is_bulk
@@ -75,6 +85,7 @@ def attend_kernel(variant: AttendVariant) -> Any:
     key_stage, value_stage = stage_sizes(variant)
     begin_keys, fill_keys = table_filler(key_format, variant.key_lookup, n_warps)
     begin_values, fill_values = table_filler(value_format, variant.value_lookup, n_warps)
+    hold_keys, hold_values = table_holder(variant.key_lookup), table_holder(variant.value_lookup)
     place_of_keys = lane_place(key_format, variant.key_lookup)
     place_of_values = lane_place(value_format, variant.value_lookup)
     begin_barriers, close, wait, drain, leave = arrivals(n_stages, is_bulk)
@@ -190,7 +201,7 @@ def attend_kernel(variant: AttendVariant) -> Any:
         source, shape = (queries, q_seq, q_head, q_row), (n_kv_heads, per_head, n_rows)
         target = out, o_seq, o_head, o_row, lse, gains, value_factor
         seen = last_token, n_rows, first_token, n_tokens, window
-        key_table, value_table = at(base, uint32(key_table_at)), at(base, uint32(value_table_at))
+        shared_key_table, shared_value_table = at(base, uint32(key_table_at)), at(base, uint32(value_table_at))
         area, q_rows, laid = at(base, uint32(area_at)), at(base, uint32(rows_at)), at(base, uint32(laid_at))
         memory = area, q_rows, at(base, uint32(tops_at)), at(base, uint32(totals_at)), at(base, uint32(flag_at))
         own_keys = at(area, uint32(warp * uint32(n_stages * (key_stage + value_stage))))
@@ -198,7 +209,7 @@ def attend_kernel(variant: AttendVariant) -> Any:
         barriers = at(base, uint32(uint32(barriers_at) + uint32(warp * uint32(warp_barriers))))
         begin_barriers(barriers, lane)
         phases = uint32(0)
-        key_place, value_place = place_of_keys(lane), place_of_values(lane)
+        lane_key_place, lane_value_place = place_of_keys(lane), place_of_values(lane)
         n_used = uint32(per_head * n_rows)
         column_groups = uint32(uint32(n_used + uint32(columns_at_once - 1)) // uint32(columns_at_once))
         heads = uint32(uint32(n_kv_heads) * column_groups)
@@ -239,6 +250,8 @@ def attend_kernel(variant: AttendVariant) -> Any:
                 key_word = begin_keys(head_key_words, warp, lane)
                 if not shares_table:
                     value_word = begin_values(head_value_words, warp, lane)
+            key_table, key_place = hold_keys(shared_key_table, lane_key_place, head_key_words)
+            value_table, value_place = hold_values(shared_value_table, lane_value_place, head_value_words)
             begin_queries(q_rows, source, seq, head, first_column, shape, warp, lane)
             _ptx_copies.close_copies()
             token = uint32(start + uint32(warp * uint32(TILE)))
@@ -253,9 +266,9 @@ def attend_kernel(variant: AttendVariant) -> Any:
                 fetch_values(stage, behind, stop, barrier, lane, seq, head, value_side)
                 close(barrier, lane, 0)
             if tables_per_head or is_first != uint32(0):
-                fill_keys(key_table, key_word, head_key_words, warp, lane)
+                fill_keys(shared_key_table, key_word, head_key_words, warp, lane)
                 if not shares_table:
-                    fill_values(value_table, value_word, head_value_words, warp, lane)
+                    fill_values(shared_value_table, value_word, head_value_words, warp, lane)
             hidden_from, hidden_to = int32(seen_to), int32(0)  # tokens that some row does not see
             for c in range(n_columns):
                 last, oldest = seen_by(uint32(column_of(c, lane, first_column, n_used) % uint32(n_rows)), seq, seen)
@@ -274,7 +287,7 @@ def attend_kernel(variant: AttendVariant) -> Any:
             start_keys(keys_late(seq, head, key_side), lane, key_places)
             late = values_late(seq, head, value_side)
             start_values(late, lane, value_places)
-            norms_at = uint32(late + uint32(uint32(lane >> uint32(2)) * uint32(value_bytes)))
+            norms_at = uint32(late + uint32(token_in_eight(uint32(lane >> uint32(2))) * uint32(value_bytes)))
             key_turn, value_turn = own_keys, own_values  # the stages of this tile
             turn = uint32(0)
             phases = wait(barriers, phases, turn)

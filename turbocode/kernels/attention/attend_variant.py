@@ -9,8 +9,10 @@ from turbocode.formats.block_format import BlockFormat
 from turbocode.kernels.attention.combine import Combiner, combiner
 from turbocode.kernels.attention.key_scores import HALF_TILE
 from turbocode.kernels.attention.lookup import Lookup
-from turbocode.kernels.attention.tile_copy import BARRIER_BYTES, WORD, stage_bytes
+from turbocode.kernels.attention.tile_copy import BARRIER_BYTES, stage_bytes
+from turbocode.kernels.attention.token_order import is_spread
 from turbocode.kernels.attention.value_sums import sum_channel, value_sums
+from turbocode.kernels.attention.word_copy import WORD
 from turbocode.kernels.attention.work_split import TABLE_BYTES
 from turbocode.kernels.fwht.hadamard import Rotation
 
@@ -106,6 +108,8 @@ def part_floats(variant: AttendVariant) -> int:
 def joined(variant: AttendVariant) -> Combiner:
     """What adds up partial results."""
     d, n_tiles = variant.head_dim, variant.n_column_tiles
-    n_sums = value_sums(variant.value_format, d, variant.value_lookup, n_tiles, TILE).sums
+    n_sums = value_sums(
+        variant.value_format, d, variant.value_lookup, n_tiles, TILE, is_spread(variant.value_format, d)
+    ).sums
     channel_of = sum_channel(d, variant.value_format, variant.value_lookup)
     return combiner(channel_of, d, n_sums, n_tiles, variant.n_warps)

@@ -21,8 +21,18 @@ from turbocode.kernels.attention.attend_variant import (
     shared_layout,
 )
 from turbocode.kernels.attention.gpu_arrays import LOG2_E, Side, check_arrays, float_bits
-from turbocode.kernels.attention.lookup import Lookup, lookup_for, lookup_words, table_scale
+from turbocode.kernels.attention.key_scores import LANES as KEY_LANES
+from turbocode.kernels.attention.lookup import (
+    NO_TABLE,
+    Lookup,
+    TableKind,
+    is_possible,
+    lookup_of_kind,
+    lookup_words,
+    table_scale,
+)
 from turbocode.kernels.attention.skipping import EVERYTHING
+from turbocode.kernels.attention.value_sums import LANES as VALUE_LANES
 from turbocode.kernels.gpu_call import VALUE_TYPES, WORD
 
 RESERVED = 1 << 10  # bytes of shared memory that the driver takes of each block
@@ -49,6 +59,7 @@ SHAPES = (
     Shape(1, 1, 2),
 )
 WIDE_SHAPES = (Shape(8, 1, 2), Shape(4, 1, 2), Shape(1, 1, 2))
+ROOMY_SHAPES = (Shape(12, 1, 2), *WIDE_SHAPES)  # for look-ups that take more registers than shared memory's do
 TABLE_BYTES = (1 << 17, 1 << 16, 1 << 15, 1 << 13, 1 << 11, 0)  # at most, of one table
 SHORT = 4096  # keys a multiprocessor
 FULL_PAIRS = 128  # times the number of pairs of indices: bytes of a table of pairs that has a copy for each lane
@@ -72,12 +83,14 @@ class DecodeAttention:
 
     attention(queries, keys, values, last_token, scale=...) -> (output, lse); see codecs/gpu_attention.py
     shape : the layout of the kernel; is_bulk : one lane copies whole tiles; both chosen from the device by default
+    tables : the kind of look-ups, of keys and of values where it is possible; by default the fastest
     """
 
     def __init__(self, keys: Side, values: Side, head_dim: int, shape: Shape | None = None) -> None:
         self.keys, self.values, self.head_dim, self.shape = keys, values, head_dim, shape
         self.is_bulk: bool | None = None
         self.skipping = EVERYTHING
+        self.tables: TableKind | None = None
         for side in (keys, values):
             if not is_direct(side.block_format):
                 raise OptionError(f"{side.block_format.name} has no fast attention kernel")
@@ -194,9 +207,9 @@ class DecodeAttention:
             self.keys.rotation,
             self.values.rotation,
             d,
-            lookup_for(self.keys.block_format, 0),
-            lookup_for(self.values.block_format, 0),
-            self._shares_table,
+            NO_TABLE,
+            NO_TABLE,
+            False,
             len(self.keys.centroids) > 1 or len(self.values.centroids) > 1,
             n_tiles,
             1,
@@ -248,6 +261,25 @@ class DecodeAttention:
             max(1, n_seqs * n_kv_heads * groups),
         )
 
+    def _table_kinds(self) -> list[TableKind]:
+        """Of keys and of values. Raises OptionError if neither can be looked up as wanted."""
+        sides = (self.keys, KEY_LANES), (self.values, VALUE_LANES)
+
+        def allows(kind: TableKind) -> list[bool]:
+            return [is_possible(side.block_format, lanes, kind, side.centroids) for side, lanes in sides]
+
+        kinds = [TableKind.REGISTERS if allows(TableKind.REGISTERS)[0] else TableKind.SHARED, TableKind.SHARED]
+        if self.tables is not None:
+            fits = allows(self.tables)
+            if not any(fits):
+                names = ", ".join(kind.value for kind in TableKind if any(allows(kind)))
+                raise OptionError(
+                    f"neither {self.keys.block_format.name} nor {self.values.block_format.name} has tables of the kind "
+                    f"{self.tables.value}; allowed: {names}"
+                )
+            kinds = [self.tables if fit else kind for fit, kind in zip(fits, kinds, strict=True)]
+        return kinds
+
     def _table(self, device: int, number: int, lookup: Lookup) -> Any:
         """The words of the keys' (0) or the values' (1) table in the GPU's memory."""
         key = device, number, lookup
@@ -259,7 +291,11 @@ class DecodeAttention:
     def _fitted(self, variant: AttendVariant, device: int, is_wide: bool, n_vectors: int) -> AttendVariant:
         """The variant with the layout and the copies of tables that the device's shared memory holds."""
         per_block, per_multiprocessor = shared_limits(device)
-        shapes = (self.shape,) if self.shape else WIDE_SHAPES if is_wide else SHAPES
+        sides, kinds = (self.keys, self.values), self._table_kinds()
+        is_roomy = self.tables in (TableKind.REGISTERS, TableKind.CACHED, TableKind.CONSTANT)
+        shapes: tuple[Shape, ...] = WIDE_SHAPES if is_wide else ROOMY_SHAPES if is_roomy else SHAPES
+        if self.shape:
+            shapes = (self.shape,)
         pairs = [(shape, most) for most in TABLE_BYTES for shape in shapes]
         is_scalar = not (variant.key_format.is_trellis or variant.value_format.is_trellis)
         if is_scalar and (is_wide or n_vectors > SHORT * multiprocessors()):
@@ -269,7 +305,12 @@ class DecodeAttention:
         elif is_scalar:
             pairs = [pair for pair in pairs if pair[0].blocks_at_once == 1] or pairs
         for shape, most in pairs:
-            found = replace_shape(variant, shape, most)
+            keys, values = (
+                lookup_of_kind(side.block_format, kind, side.centroids, most)
+                for side, kind in zip(sides, kinds, strict=True)
+            )
+            found = replace_shape(variant, shape, keys, values)
+            found = found._replace(shares_table=self._shares_table and keys == values)
             room = min(per_block, per_multiprocessor // shape.blocks_at_once - RESERVED)
             if shared_layout(found).size <= room:
                 return found
@@ -290,11 +331,11 @@ class _Room:
     owners: Any
 
 
-def replace_shape(variant: AttendVariant, shape: Shape, table_bytes: int) -> AttendVariant:
-    """The variant with another layout, and tables of at most so many bytes where more than one copy is kept."""
+def replace_shape(variant: AttendVariant, shape: Shape, key_lookup: Lookup, value_lookup: Lookup) -> AttendVariant:
+    """The variant with another layout and other look-ups."""
     return variant._replace(
-        key_lookup=lookup_for(variant.key_format, table_bytes),
-        value_lookup=lookup_for(variant.value_format, table_bytes),
+        key_lookup=key_lookup,
+        value_lookup=value_lookup,
         n_warps=shape.n_warps,
         n_stages=shape.n_stages,
         blocks_at_once=shape.blocks_at_once,

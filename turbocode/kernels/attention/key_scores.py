@@ -1,8 +1,9 @@
 """Scores of a tile of keys on the tensor cores, decoded in registers from the rows as they are stored.
 
 A product of matrices takes 16 tokens by 16 channels of keys and 16 channels by 8 queries. Which channels are summed
-together is free, so lane 4 g + t of a warp decodes run t of four of tokens g and g + 8 (of each 16), four channels a
-product, and queries are laid out alike. The norm multiplies the sum, not the values.
+together is free, so lane 4 g + t of a warp decodes run t of four of tokens g and g + 8 of each 16 (or of those that
+token_order.py has in their place), four channels a product, and queries are laid out alike. The norm multiplies the
+sum, not the values.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ import functools
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from turbocode.formats.block_format import BlockFormat
 from turbocode.kernels import _ptx, _ptx_matrices
 from turbocode.kernels._cuda import at, cuda, device, types
 from turbocode.kernels.attention.in_turn import in_turn
 from turbocode.kernels.attention.lookup import Lookup
-from turbocode.kernels.attention.reading import block_order, has_norm, reading
+from turbocode.kernels.attention.reading import has_norm, reading
+from turbocode.kernels.attention.token_order import token_of
 
 LANES = 4  # that share a token's key
 STEP = 4  # channels of a lane in one product
@@ -33,7 +34,7 @@ class KeyScores(NamedTuple):
 
     start(late, lane, places) : set places uint32 for tiles whose first row begins `late` bytes behind their address
     score(tile, places, table, place, q, s) : set s float32 (8 tiles,): s[2 (tiles i + n) + e] is the score of token
-        8 i + g and query 8 n + 2 t + e
+        8 i + token_of(g) and query 8 n + 2 t + e
     """
 
     query_words: int
@@ -42,18 +43,11 @@ class KeyScores(NamedTuple):
     score: Any
 
 
-def query_channels(head_dim: int, form: BlockFormat) -> NDArray[np.intp]:
-    """int (4, query_words, 2): the channels in the halves of lane t's words of a query."""
-    n, order = form.values_per_block, block_order(form)
-    run = n // LANES
-    t, word, half = np.ogrid[:LANES, : head_dim // (2 * LANES), :2]
-    block, within = np.divmod(2 * word + half, run)
-    return np.asarray(block * n + order[t * run + within])
-
-
 @functools.cache
-def key_scores(form: BlockFormat, head_dim: int, lookup: Lookup, n_column_tiles: int, tile_tokens: int) -> KeyScores:
-    """The functions for rows of head_dim values and tiles of tile_tokens tokens."""
+def key_scores(
+    form: BlockFormat, head_dim: int, lookup: Lookup, n_column_tiles: int, tile_tokens: int, is_spread: bool
+) -> KeyScores:
+    """The functions for rows of head_dim values and tiles of tile_tokens tokens, in the order of token_order.py."""
     n_blocks, block_bytes = head_dim // form.values_per_block, form.bytes_per_block
     row_bytes = form.bytes_per_vector(head_dim)
     read = reading(form, LANES, lookup)
@@ -66,6 +60,7 @@ def key_scores(form: BlockFormat, head_dim: int, lookup: Lookup, n_column_tiles:
     chains = 1 if n_column_tiles > 1 or head_dim > 128 else 2
     n_chains = chains * n_sums
     is_scaled = has_norm(form)
+    token_in_eight = token_of(is_spread)
 
     def step(block: int, number: int) -> Any:
         four = read.four(number)
@@ -118,7 +113,8 @@ def key_scores(form: BlockFormat, head_dim: int, lookup: Lookup, n_column_tiles:
 
     @device
     def start(late: Any, lane: Any, places: Any) -> None:
-        row = uint32(late + uint32(uint32(lane >> uint32(2)) * uint32(row_bytes)))
+        token = token_in_eight(uint32(lane >> uint32(2)))
+        row = uint32(late + uint32(token * uint32(row_bytes)))
         for block in range(n_blocks):
             spot = uint32(row + uint32(block * block_bytes))
             places[per_block * block] = spot

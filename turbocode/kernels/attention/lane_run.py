@@ -24,7 +24,7 @@ class Reading(NamedTuple):
     four(number) -> function(x, table, place) : values 4 number to 4 number + 3 of the run, two float16 a word
     mixed : words of y; mix(xa, xb, y) : the runs of two tokens
     two(number) -> function(y, table, place) : values 2 number and 2 number + 1, a word each, of the first and of the
-        second token; or, where reading.py says `is_crossed`, of each four the first and third, then the others
+        second token; or values that lie apart, see reading.py: distance_of_two and place_of_key
     """
 
     values: int

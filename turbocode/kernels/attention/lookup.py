@@ -1,17 +1,21 @@
-"""From index bits to float16 values by look-ups in shared memory, for the fast attention kernel.
+"""From index bits to float16 values by look-ups, for the fast attention kernel.
 
-Lanes of a warp ask for entries that have nothing to do with each other, so a table lies there in up to 32 copies, entry
-by entry: then each lane reads its own bank and all are answered at once. What a look-up gives:
+Lanes of a warp ask for entries that have nothing to do with each other, so a table lies in shared memory in up to 32
+copies, entry by entry: then each lane reads its own bank and all are answered at once. What a look-up gives:
 
 - scalar codebooks, a byte of the stored bits: four values of two bits; two of three bits, whether they begin at the
   byte's first or third bit; two of four bits. An entry is 256 bytes long, so that the byte is the second one of its
   offset and one instruction makes an address of it.
 - scalar codebooks where that does not fit, or runs of values are no whole bytes: a pair of values.
 - trellises: a pair of values for two states in a row if all of these fit, else the value of one state.
+
+Keys of two bits need no table: see run_in_registers.py. Values keep theirs, so that neither shared memory nor the
+arithmetic units wait for the other. Other kinds of tables are there to be compared: docs/log.md.
 """
 
 from __future__ import annotations
 
+import enum
 import functools
 from typing import NamedTuple
 
@@ -23,32 +27,53 @@ from turbocode.formats.block_format import BlockFormat, Layout
 MAX_COPIES_LOG2 = 5
 BYTE_ROW = 256  # bytes of an entry that a byte chooses
 WHOLE_BYTES = 32  # values of a block whose eighth is whole bytes for 2, 3 and 4 bits
+REGISTER_VALUES = 16  # of two bits in a word
 _TABLE_FREE = (Layout.Q8_0, Layout.FLOAT16)
 _N_SCALES = 1 << 18  # that `nearly_halves` tries
+
+
+class TableKind(enum.Enum):
+    """Where look-ups go: of all formats, of two bits, of symmetric codebooks, and twice of trellises."""
+
+    SHARED = "shared"
+    REGISTERS = "registers"
+    MAGNITUDES = "magnitudes"  # in shared memory, half as many entries of a value; the sign is put in afterwards
+    CACHED = "cached"  # where the table lies, through the first cache
+    CONSTANT = "constant"  # compiled into the kernel, which is then one codebook's
 
 
 class Lookup(NamedTuple):
     """index_bits : of a stream that a look-up consumes or sees, 0 without a table; copies_log2 : copies of the table
 
     is_by_byte : entries are two words, 32 times, 256 bytes in all; else one word
+    constants : the words of TableKind.CONSTANT
     """
 
     index_bits: int
     copies_log2: int
     is_by_byte: bool = False
+    kind: TableKind = TableKind.SHARED
+    constants: bytes = b""
 
     @property
     def entries(self) -> int:
         return 1 << self.index_bits if self.index_bits else 0
 
     @property
+    def in_shared(self) -> bool:
+        """Whether there is a table in shared memory."""
+        return self.index_bits > 0 and self.kind in (TableKind.SHARED, TableKind.MAGNITUDES)
+
+    @property
     def shared_bytes(self) -> int:
+        if not self.in_shared:
+            return 0
         return self.entries * BYTE_ROW if self.is_by_byte else self.entries * 4 << self.copies_log2
 
     @property
     def words(self) -> int:
         """Of all entries in global memory."""
-        return max(1, self.entries * (2 if self.is_by_byte else 1))
+        return 2 if self.kind is TableKind.REGISTERS else max(1, self.entries * (2 if self.is_by_byte else 1))
 
     @property
     def low(self) -> int:
@@ -60,6 +85,10 @@ class Lookup(NamedTuple):
         return (self.entries - 1) << self.low
 
 
+NO_TABLE = Lookup(0, 0)
+IN_REGISTERS = Lookup(0, 0, kind=TableKind.REGISTERS)
+
+
 def is_joint(form: BlockFormat) -> bool:
     """Whether the two words of an entry lie side by side, read by one look-up, and not 128 bytes apart."""
     return form.bits == 2
@@ -68,7 +97,7 @@ def is_joint(form: BlockFormat) -> bool:
 def lookup_for(form: BlockFormat, shared_bytes: int) -> Lookup:
     """The look-up of a format whose table is best for `shared_bytes`; the smallest has one copy and any size."""
     if form.layout in _TABLE_FREE:
-        return Lookup(0, 0)
+        return NO_TABLE
     if form.is_trellis:
         pairs = Lookup(form.states_log2 + form.bits, MAX_COPIES_LOG2)
         if pairs.shared_bytes <= shared_bytes:
@@ -82,6 +111,36 @@ def lookup_for(form: BlockFormat, shared_bytes: int) -> Lookup:
     while copies > 0 and Lookup(index_bits, copies).shared_bytes > shared_bytes:
         copies -= 1
     return Lookup(index_bits, copies)
+
+
+def is_possible(form: BlockFormat, parts: int, kind: TableKind, centroids: NDArray[np.float32]) -> bool:
+    """Whether a format's centroids (n, entries) can be looked up so, where `parts` lanes share a block."""
+    if kind is TableKind.REGISTERS:
+        return (
+            form.layout is Layout.BITSTREAM
+            and form.bits == 2
+            and form.values_per_block % (parts * REGISTER_VALUES) == 0
+        )
+    if kind is TableKind.MAGNITUDES:
+        is_packed = form.layout is Layout.BITSTREAM and not form.is_trellis and form.bits in (2, 3, 4)
+        return is_packed and bool((centroids == -centroids[:, ::-1]).all())
+    if kind is TableKind.CONSTANT:
+        return form.is_trellis and len(centroids) == 1
+    return kind is TableKind.SHARED or form.is_trellis
+
+
+def lookup_of_kind(form: BlockFormat, kind: TableKind, centroids: NDArray[np.float32], shared_bytes: int) -> Lookup:
+    """The look-up of a kind that is possible."""
+    if kind is TableKind.REGISTERS:
+        return IN_REGISTERS
+    if kind is TableKind.MAGNITUDES:
+        return Lookup(2 * form.bits - 1, MAX_COPIES_LOG2, kind=kind)
+    if kind is TableKind.SHARED:
+        return lookup_for(form, shared_bytes)
+    found = Lookup(form.states_log2, 0, kind=kind)
+    if kind is TableKind.CONSTANT:
+        return found._replace(constants=lookup_words(form, centroids, found).tobytes())
+    return found
 
 
 @functools.cache
@@ -139,6 +198,11 @@ def lookup_words(form: BlockFormat, centroids: NDArray[np.float32], lookup: Look
     scaled = (centroids * np.float32(table_scale(form, centroids))).astype(np.float16)
     halves, bits = scaled.view(np.uint16).astype(np.uint32), form.bits
     index = (1 << bits) - 1
+    if lookup.kind is TableKind.REGISTERS:
+        return _bytes_apart(halves)
+    if lookup.kind is TableKind.MAGNITUDES:  # the bit between those of two magnitudes is a sign's, and not looked at
+        half = 1 << bits - 1
+        return _pairs(halves[:, half:], i & half - 1, i >> bits)
     if lookup.is_by_byte:
         further = (8 - 2 * bits) if bits == 3 else 2 * bits % 8  # the bit at which the second pair begins
         pairs = [_pairs(halves, i >> n & index, i >> n + bits & index) for n in (0, further)]
@@ -146,6 +210,13 @@ def lookup_words(form: BlockFormat, centroids: NDArray[np.float32], lookup: Look
     if form.layout is Layout.SPLIT_PLANES:  # two low bits of each, then the third of each
         return _pairs(halves, i & 3 | (i >> 4 & 1) << 2, i >> 2 & 3 | (i >> 5) << 2)
     return _pairs(halves, i & index, i >> bits)
+
+
+def _bytes_apart(halves: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """(n, 2): the low bytes of four float16, and the high bytes."""
+    places = np.arange(0, 32, 8, dtype=np.uint32)
+    parts = [((halves >> np.uint32(shift) & np.uint32(255)) << places).sum(axis=1) for shift in (0, 8)]
+    return np.stack(parts, axis=-1).astype(np.uint32)
 
 
 def _pairs(halves: NDArray[np.uint32], low: NDArray[np.intp], high: NDArray[np.intp]) -> NDArray[np.uint32]:

@@ -15,6 +15,7 @@ import numpy as np
 from turbocode.formats import BlockFormat, MultirateFormat
 from turbocode.kernels import _ptx, _ptx_copies
 from turbocode.kernels._cuda import at, cuda, device, kernel, shared_address, types
+from turbocode.kernels.attention.lookup import NO_TABLE
 from turbocode.kernels.attention.query_rows import query_rows
 from turbocode.kernels.attention.softmax import UNSEEN
 from turbocode.kernels.attention.stored_value import stored_value
@@ -56,7 +57,9 @@ def plain_kernel(variant: PlainVariant) -> Any:
     key_value, value_value = stored_value(key_format), stored_value(value_format)
     key_block, value_block = key_format.values_per_block, value_format.values_per_block
     key_block_bytes, value_block_bytes = key_format.bytes_per_block, value_format.bytes_per_block
-    rows = query_rows(d, key_format, variant.key_rotation, variant.value_rotation, variant.query_type, FLOAT32, 1)
+    rows = query_rows(
+        d, key_format, NO_TABLE, variant.key_rotation, variant.value_rotation, variant.query_type, FLOAT32, 1
+    )
     begin_row, turn_row, finish_row, lse_of = rows.begin, rows.turn, rows.finish, rows.lse
     wait_all = _ptx_copies.wait_for_copies(0)
     per_lane = -(-d // WARP)

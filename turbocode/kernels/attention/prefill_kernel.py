@@ -27,6 +27,7 @@ from turbocode.kernels.attention.prefill_variant import (
     stage_bytes,
 )
 from turbocode.kernels.attention.shared_table import table_filler
+from turbocode.kernels.attention.word_copy import copy_word
 
 N_ARGS = 34
 EVERY = 1 << 30  # more tokens than there are
@@ -129,8 +130,8 @@ def prefill_kernel(variant: PrefillVariant) -> Any:
             of_head, token = spot_of(uint32(min(number, last)), shape)
             place = uint64(seq) * q_seq + uint64(uint32(uint32(head * uint32(per_head)) + of_head)) * q_head
             address = queries + (place + uint64(token) * q_row + uint64(byte))
-            count = uint32(WORD) if number <= last else uint32(0)
-            _ptx_copies.copy_async(at(target, uint32(uint32(row * uint32(row_bytes)) + byte)), address, count)
+            n_left = int32(WORD) if number <= last else int32(0)
+            copy_word(at(target, uint32(uint32(row * uint32(row_bytes)) + byte)), address, n_left)
             word = uint32(word + uint32(threads))
 
     @device
@@ -233,8 +234,9 @@ def prefill_kernel(variant: PrefillVariant) -> Any:
         stop = uint32(seen_to)
         token = uint32(uint32(min(seen_from, seen_to)) // uint32(tile) * uint32(tile))
         fetch_queries(at(base, uint32(queries_at)), first, seq, head, shape, source, thread)
-        fetch_keys(key_stages, key_rows, token, stop, thread)
-        fetch_values(value_stages, value_rows, token, stop, thread)
+        if token < stop:
+            fetch_keys(key_stages, key_rows, token, stop, thread)
+            fetch_values(value_stages, value_rows, token, stop, thread)
         _ptx_copies.close_copies()
         words = key_words + uint64(head) * key_words_head
         fill_key_words(key_table, begin_key_words(words, warp, lane), words, warp, lane)

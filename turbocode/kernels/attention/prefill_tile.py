@@ -6,18 +6,18 @@ import functools
 from typing import Any, NamedTuple
 
 from turbocode.formats.block_format import BlockFormat
-from turbocode.kernels import _ptx, _ptx_copies
+from turbocode.kernels import _ptx
 from turbocode.kernels._cuda import at, cuda, device, types
 from turbocode.kernels.attention.eight_values import EIGHT, eight_values
 from turbocode.kernels.attention.lookup import Lookup
-from turbocode.kernels.attention.prefill_variant import WORD
+from turbocode.kernels.attention.word_copy import WORD, copy_end, copy_word
 
 int32, uint32, uint64 = types.int32, types.uint32, types.uint64
 
 
 class TileDecoder(NamedTuple):
-    """fetch(stage, rows, token, stop, thread) : start copying the tile from `token` on, of which tokens before `stop`
-        are there; others are zeros. rows : uint64 address of token 0; token : a multiple of 8
+    """fetch(stage, rows, token, stop, thread) : start copying the tile from `token` on, of which tokens before `stop`,
+        at least one, are there; others are zeros. rows : uint64 address of token 0; token : a multiple of 8
 
     begin(rows, thread, places) : set places uint32 (places,) for tiles of that head
     decode(stage, target, places, words, copy) : a stage to float16 rows at a shared address
@@ -61,12 +61,12 @@ def tile_decoder(
         word = uint32(thread)
         while word < uint32(stage_words):
             byte = uint32(word * uint32(WORD))
-            count = uint32(min(max(int32(n_bytes - int32(byte)), int32(0)), int32(WORD)))
-            base = source + uint64(byte)
-            if count == uint32(0):
-                base = source  # nothing is read, but the address must be one
-            _ptx_copies.copy_async(at(stage, byte), base, count)
+            copy_word(at(stage, byte), source + uint64(byte), int32(n_bytes - int32(byte)))
             word = uint32(word + uint32(threads))
+        rest = uint32(uint32(n_bytes) & uint32(WORD - 1))
+        end = uint32(uint32(n_bytes) - rest)
+        if rest != uint32(0) and end < uint32(stage_words * WORD):
+            copy_end(at(stage, end), source + uint64(end), rest, thread)
 
     @device
     def begin(rows: Any, thread: Any, places: Any) -> None:

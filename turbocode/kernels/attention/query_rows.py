@@ -14,7 +14,8 @@ from turbocode.formats import BlockFormat, MultirateFormat
 from turbocode.kernels import _ptx, _ptx_copies
 from turbocode.kernels._cuda import at, cuda, device, types
 from turbocode.kernels.attention.key_scores import LANES
-from turbocode.kernels.attention.reading import place_in_block
+from turbocode.kernels.attention.lookup import Lookup
+from turbocode.kernels.attention.reading import place_of_key
 from turbocode.kernels.fwht.hadamard import Rotation
 from turbocode.kernels.fwht.in_shared import in_shared, read, write
 from turbocode.kernels.fwht.lanes import BFLOAT16, FLOAT32, VALUE_BYTES
@@ -33,7 +34,8 @@ class QueryRows(NamedTuple):
     begin(address, row, lane) : start copying the query at a global address to a row
     turn(row, factor, lane) : the query that has arrived in a row, as float32, rotated, times the factor
     lay(row, column, fragments, lane) : a row to its places in the fragments; clear(column, fragments, lane) : zeros
-    fragments(fragments, lane, q) : set q uint32 (words tiles,) to the lane's part, as `query_channels` says
+    fragments(fragments, lane, q) : set q uint32 (words tiles,) to the lane's part: word w has values
+        2 w and 2 w + 1 of its runs in all blocks, in the order of `place_of_key`
     finish(row, total, gain, address, lane) : the row over its total, times the gain, rotated back, to a global address
     lse(top, total) : the log-sum-exp of logits
     """
@@ -52,6 +54,7 @@ class QueryRows(NamedTuple):
 def query_rows(
     head_dim: int,
     key_format: BlockFormat | MultirateFormat,
+    key_lookup: Lookup,
     key_rotation: Rotation,
     value_rotation: Rotation,
     query_type: int,
@@ -70,7 +73,7 @@ def query_rows(
     n_words = head_dim // (2 * LANES)
     fragment_bytes, query_words, per_lane = 128 * n_words, head_dim * query_bytes // 16, -(-head_dim // WARP)
     words_per_lane = -(-LANES * n_words // WARP)
-    place_of = place_in_block(key_format)
+    place_of = place_of_key(key_format, key_lookup)
 
     @device
     def scale(row: Any, factor: Any, lane: Any) -> None:

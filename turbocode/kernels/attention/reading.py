@@ -8,13 +8,11 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from turbocode.formats import BlockFormat, Layout, MultirateFormat
 from turbocode.kernels._cuda import device, types
 from turbocode.kernels.attention.lane_run import Reading
-from turbocode.kernels.attention.lookup import Lookup, is_joint
+from turbocode.kernels.attention.lookup import Lookup, TableKind, is_joint
+from turbocode.kernels.attention.run_in_registers import in_registers
 from turbocode.kernels.attention.run_of_indices import of_bytes, of_indices, of_planes
 from turbocode.kernels.attention.run_of_numbers import of_float16, of_int8
 from turbocode.kernels.attention.run_of_states import of_states
@@ -26,6 +24,8 @@ uint32 = types.uint32
 def reading(form: BlockFormat, parts: int, lookup: Lookup) -> Reading:
     """The functions for blocks of one format that `parts` lanes share."""
     values = form.values_per_block // parts
+    if lookup.kind is TableKind.REGISTERS:
+        return in_registers(form, values, parts)
     if form.is_trellis:
         return of_states(form, values, parts, lookup)
     if form.layout is Layout.SPLIT_PLANES:
@@ -42,15 +42,26 @@ def has_norm(form: BlockFormat) -> bool:
     return form.layout is not Layout.FLOAT16
 
 
-def block_order(form: BlockFormat) -> NDArray[np.intp]:
-    """The number in its block of the value that comes j-th in the stored bits."""
-    j = np.arange(form.values_per_block)
-    return j // 2 + j % 2 * (form.values_per_block // 2) if form.layout is Layout.Q4_0 else j
+@functools.cache
+def place_of_key(form: BlockFormat | MultirateFormat, lookup: Lookup) -> Any:
+    """The function of a uint32 number j that gives the place in its block of the value that `four` gives j-th."""
+    in_stream, in_registers = place_in_block(form), lookup.kind is TableKind.REGISTERS
+
+    @device
+    def place(j: Any) -> Any:
+        if in_registers:  # number 4 k + 2 h + e of 16 is value k + 8 h + 4 e
+            within = uint32(uint32(j >> uint32(2)) & uint32(3))
+            half = uint32(uint32(uint32(j >> uint32(1)) & uint32(1)) << uint32(3))
+            end = uint32(uint32(j & uint32(1)) << uint32(2))
+            return uint32(uint32(j & ~uint32(15)) | uint32(within | uint32(half | end)))
+        return in_stream(j)
+
+    return place
 
 
 @functools.cache
 def place_in_block(form: BlockFormat | MultirateFormat) -> Any:
-    """The function that gives `block_order` of a uint32 number."""
+    """The function of a uint32 number j that gives the place in its block of the value that is stored j-th."""
     is_split, half = form.layout is Layout.Q4_0, form.values_per_block // 2
 
     @device
@@ -62,6 +73,6 @@ def place_in_block(form: BlockFormat | MultirateFormat) -> Any:
     return place
 
 
-def is_crossed(form: BlockFormat, lookup: Lookup) -> bool:
-    """Whether `two` gives values in crossed order: a byte of two bits of two tokens, alternately, holds every other."""
-    return lookup.is_by_byte and is_joint(form)
+def distance_of_two(form: BlockFormat, lookup: Lookup) -> int:
+    """How far apart the values are that `two` gives: a byte of two bits of two tokens, alternately, has every other."""
+    return 4 if lookup.kind is TableKind.REGISTERS else 2 if lookup.is_by_byte and is_joint(form) else 1

@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from turbocode.formats.block_format import BlockFormat
 from turbocode.kernels import _ptx
-from turbocode.kernels._cuda import at, device, types
-from turbocode.kernels.attention.lookup import BYTE_ROW, Lookup, is_joint
+from turbocode.kernels._cuda import at, cuda, device, types
+from turbocode.kernels.attention.lookup import BYTE_ROW, Lookup, TableKind, is_joint
 
 uint32, uint64 = types.uint32, types.uint64
 
@@ -27,7 +29,7 @@ class TableFiller(NamedTuple):
 @functools.cache
 def table_filler(form: BlockFormat, lookup: Lookup, n_warps: int) -> TableFiller:
     """The functions for a block of n_warps."""
-    words, copies = lookup.words if lookup.index_bits else 0, 1 << lookup.copies_log2
+    words, copies = lookup.words if lookup.in_shared else 0, 1 << lookup.copies_log2
     at_once = 2 if lookup.is_by_byte else 32 // copies  # words that one turn of a warp writes
     most = min(words, 32)
     store = _row_writer(is_joint(form)) if lookup.is_by_byte else _copy_writer(copies)
@@ -69,6 +71,34 @@ def lane_place(form: BlockFormat, lookup: Lookup) -> Any:
         return uint32(uint32(lane & uint32(mask)) << uint32(shift))
 
     return place
+
+
+@functools.cache
+def table_holder(lookup: Lookup) -> Any:
+    """hold(table, place, words) -> (table, place), what look-ups of a head take.
+
+    Given are its table in shared memory, the offset of the lane's copy, and the global address of its words.
+    """
+    kind = lookup.kind
+    if kind is TableKind.REGISTERS:
+
+        @device
+        def hold(table: Any, place: Any, words: Any) -> Any:
+            return _ptx.load_u32(words), _ptx.load_u32(words + uint64(4))
+
+    elif kind is TableKind.CACHED:
+
+        @device
+        def hold(table: Any, place: Any, words: Any) -> Any:
+            return words, place
+
+    else:
+
+        @device
+        def hold(table: Any, place: Any, words: Any) -> Any:
+            return table, place
+
+    return hold
 
 
 def _copy_writer(copies: int) -> Any:
@@ -131,12 +161,45 @@ def finder(lookup: Lookup) -> Any:
 
     place : the lane's offset among the copies; n may be negative, seen modulo 32, if high is low
     """
-    mask = lookup.mask
+    mask, kind = lookup.mask, lookup.kind
+    if kind is TableKind.MAGNITUDES:
+        return _magnitude_finder(lookup)
+    constants = np.frombuffer(lookup.constants, np.uint32)
 
     @device
     def find(low: Any, high: Any, n: Any, table: Any, place: Any) -> Any:
         index = uint32(uint32(_ptx.funnel_shift_right(low, high, n)) & uint32(mask))
         return _ptx.load_shared_u32(at(table, uint32(index | place)))
+
+    @device
+    def find_cached(low: Any, high: Any, n: Any, table: Any, place: Any) -> Any:
+        return _ptx.load_u32(table + uint64(uint32(uint32(_ptx.funnel_shift_right(low, high, n)) & uint32(mask))))
+
+    @device
+    def find_constant(low: Any, high: Any, n: Any, table: Any, place: Any) -> Any:
+        offset = uint32(uint32(_ptx.funnel_shift_right(low, high, n)) & uint32(mask))
+        return uint32(cuda.const.array_like(constants)[uint32(offset >> uint32(2))])
+
+    return {TableKind.CACHED: find_cached, TableKind.CONSTANT: find_constant}.get(kind, find)
+
+
+def _magnitude_finder(lookup: Lookup) -> Any:
+    """`finder` of pairs by their magnitudes: index i of a symmetric codebook is the negative of the last less i."""
+    bits, low_bit = (lookup.index_bits + 1) // 2, lookup.low
+    low_sign, high_sign = 1 << low_bit + bits - 1, 1 << low_bit + 2 * bits - 1
+    signs, magnitudes = low_sign | high_sign, (low_sign | high_sign) - (low_sign | high_sign) // (1 << bits - 1)
+    low_up, high_up = 16 - bits - low_bit, 32 - 2 * bits - low_bit
+
+    @device
+    def find(low: Any, high: Any, n: Any, table: Any, place: Any) -> Any:
+        pair = uint32(_ptx.funnel_shift_right(low, high, n))
+        above = uint32(pair & uint32(signs))  # set for positive values
+        turned = uint32(pair ^ uint32(above - uint32(above >> uint32(bits - 1))))
+        index = uint32(uint32(turned & uint32(magnitudes)) ^ uint32(magnitudes))
+        below = uint32(above ^ uint32(signs))
+        minus = uint32(uint32(below & uint32(low_sign)) << uint32(low_up))
+        minus = uint32(minus | uint32(uint32(below & uint32(high_sign)) << uint32(high_up)))
+        return uint32(_ptx.load_shared_u32(at(table, uint32(index | place))) ^ minus)
 
     return find
 

@@ -1,6 +1,7 @@
 """The online softmax of a tile whose scores lie as the tensor cores leave them (arXiv 1805.02867, 2205.14135).
 
-Lane 4 g + t has the scores of tokens 8 i + g for queries 8 n + 2 t and 8 n + 2 t + 1. Scores are logits times log2(e).
+Lane 4 g + t has the scores of tokens 8 i + token_of(g) for queries 8 n + 2 t and 8 n + 2 t + 1. Scores are logits times
+log2(e).
 
 Weights go to the tensor cores as float16 and include the norm of the token's value, whose size may be anything. So the
 running maximum is not that of the scores but of score plus log2 of the norm: no weight passes 1, and the largest ones
@@ -16,6 +17,7 @@ import numpy as np
 
 from turbocode.kernels import _ptx, _ptx_matrices
 from turbocode.kernels._cuda import cuda, device, types
+from turbocode.kernels.attention.token_order import token_of
 
 UNSEEN = np.float32(-1e30)  # a maximum before there is any: finite, so that differences are
 NOTHING = np.float32(-np.inf)  # the score of a token that is not seen
@@ -48,11 +50,15 @@ class Softmax(NamedTuple):
 
 
 @functools.cache
-def softmax(n_column_tiles: int, n_sums: int, n_blocks: int, tile: int) -> Softmax:
-    """The functions for n_sums accumulators of a column tile, and values that have a norm in each of n_blocks."""
+def softmax(n_column_tiles: int, n_sums: int, n_blocks: int, tile: int, is_spread: bool) -> Softmax:
+    """The functions for n_sums accumulators of a column tile, and values that have a norm in each of n_blocks.
+
+    is_spread : the order of tokens, see token_order.py
+    """
     n_rows, n_columns = tile // 8, 2 * n_column_tiles
     all_sums = n_sums * n_column_tiles
     per_half = 2 * n_blocks * n_column_tiles  # weights
+    token_in_eight = token_of(is_spread)
 
     @device
     def over_tokens(value: Any) -> Any:
@@ -69,8 +75,9 @@ def softmax(n_column_tiles: int, n_sums: int, n_blocks: int, tile: int) -> Softm
 
     @device
     def hide(s: Any, c: Any, token: Any, lane: Any, last: Any, oldest: Any) -> None:
+        first = int32(int32(token) + int32(token_in_eight(uint32(uint32(lane) >> uint32(2)))))
         for i in range(n_rows):
-            at_row = int32(int32(token) + int32(8 * i) + int32(uint32(lane) >> uint32(2)))
+            at_row = int32(first + int32(8 * i))
             if at_row > last or at_row < oldest:
                 s[n_columns * i + c] = NOTHING
 

@@ -2,7 +2,7 @@
 
 Each warp has rings of stages of its own and waits for nobody else. Rows of a tile lie side by side in the cache, or
 each half of them in a page. From compute capability 9.0 on, one lane starts the copy of a whole tile; elsewhere, and at
-the end of a sequence, lanes copy 16 bytes each. Bytes beyond the end arrive as zeros.
+the end of a sequence, lanes copy 16 bytes each. Bytes beyond the end are not read: they arrive as zeros.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 from turbocode.kernels import _ptx, _ptx_copies
 from turbocode.kernels._cuda import at, device, types
 from turbocode.kernels.attention.key_scores import HALF_TILE
+from turbocode.kernels.attention.word_copy import WORD, copy_end, copy_word
 
-WORD, WARP = 16, 32
+WARP = 32
 SLACK = 2 * WORD  # behind a stage: rows may begin up to 14 bytes late, and the last word read ends beyond them
 BARRIER_BYTES = 8
 FETCHES = 2  # of a turn: keys and values
@@ -133,11 +134,14 @@ def tile_copier(row_bytes: int, tile: int, is_late: bool, is_bulk: bool) -> Any:
             for turn in range(turns):
                 word = uint32(lane + uint32(turn * WARP))
                 if word < uint32(words):
-                    base = second if word >= uint32(half_bytes // WORD) else first
-                    left = int32(n_bytes - int32(word * uint32(WORD)))
-                    count = uint32(min(max(left, int32(0)), int32(WORD)))
-                    to = at(stage, uint32(word * uint32(WORD)))
-                    _ptx_copies.copy_async(to, base + uint64(word * uint32(WORD)), count)
+                    byte = uint32(word * uint32(WORD))
+                    base = second if byte >= uint32(half_bytes) else first
+                    copy_word(at(stage, byte), base + uint64(byte), int32(n_bytes - int32(byte)))
+            rest = uint32(uint32(n_bytes) & uint32(WORD - 1))
+            end = uint32(uint32(n_bytes) - rest)
+            if rest != uint32(0) and end < uint32(words * WORD):
+                base = second if end >= uint32(half_bytes) else first
+                copy_end(at(stage, end), base + uint64(end), rest, lane)
             if is_bulk:
                 _ptx_copies.arrive_after_copies(barrier)
                 _ptx.sync_warp()

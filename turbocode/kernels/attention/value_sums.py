@@ -1,8 +1,8 @@
 """The weighted sum of a tile of values on the tensor cores, decoded in registers from the rows as they are stored.
 
 A product of matrices takes 16 channels by 16 tokens of values and 16 tokens by 8 queries of weights. Lane 4 g + t
-decodes run g of eight of tokens 2 t, 2 t + 1, 2 t + 8 and 2 t + 9: channels are rows, which may be any, and a register
-holds the same channel of two tokens. The norm is part of the weight.
+decodes run g of eight of tokens 2 t, 2 t + 1, 2 t + 8 and 2 t + 9, or what token_order.py has in their place: channels
+are rows, which may be any, and a register holds the same channel of two tokens. The norm is part of the weight.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from turbocode.kernels._ptx_matrices import multiply_halves
 from turbocode.kernels.attention.in_turn import in_turn
 from turbocode.kernels.attention.key_scores import HALF_TILE
 from turbocode.kernels.attention.lookup import Lookup
-from turbocode.kernels.attention.reading import is_crossed, place_in_block, reading
+from turbocode.kernels.attention.reading import distance_of_two, place_in_block, reading
+from turbocode.kernels.attention.token_order import token_of
 
 LANES = 8  # that share a token's value
 CHANNELS = 2  # of a lane in one product
@@ -42,15 +43,16 @@ class ValueSums(NamedTuple):
 def sum_channel(head_dim: int, form: BlockFormat, lookup: Lookup) -> Any:
     """channel(g, number): the channel of lane g's sums 2 number and 2 number + 1, uint32."""
     in_block, run = form.values_per_block, form.values_per_block // LANES
-    crosses, place_of = is_crossed(form, lookup), place_in_block(form)
+    apart, place_of = distance_of_two(form, lookup), place_in_block(form)
 
     @device
     def channel(g: Any, number: Any) -> Any:
         block = uint32(number // uint32(run))
         within = uint32(number - uint32(block * uint32(run)))
-        if crosses:  # the second and the third of four change places
-            differ = uint32(uint32(within ^ uint32(within >> uint32(1))) & uint32(1))
-            within = uint32(within ^ uint32(differ * uint32(3)))
+        if apart > 1:
+            pair, end = uint32(within >> uint32(1)), uint32(within & uint32(1))
+            first = uint32(uint32(uint32(pair // uint32(apart)) * uint32(2 * apart)) + uint32(pair % uint32(apart)))
+            within = uint32(first + uint32(end * uint32(apart)))
         within = uint32(within + uint32(g * uint32(run)))
         return uint32(uint32(block * uint32(in_block)) + place_of(within))
 
@@ -58,8 +60,10 @@ def sum_channel(head_dim: int, form: BlockFormat, lookup: Lookup) -> Any:
 
 
 @functools.cache
-def value_sums(form: BlockFormat, head_dim: int, lookup: Lookup, n_column_tiles: int, tile_tokens: int) -> ValueSums:
-    """The functions for rows of head_dim values and tiles of tile_tokens tokens."""
+def value_sums(
+    form: BlockFormat, head_dim: int, lookup: Lookup, n_column_tiles: int, tile_tokens: int, is_spread: bool
+) -> ValueSums:
+    """The functions for rows of head_dim values and tiles of tile_tokens tokens, in the order of token_order.py."""
     n_blocks, block_bytes = head_dim // form.values_per_block, form.bytes_per_block
     row_bytes = form.bytes_per_vector(head_dim)
     read = reading(form, LANES, lookup)
@@ -68,6 +72,7 @@ def value_sums(form: BlockFormat, head_dim: int, lookup: Lookup, n_column_tiles:
     n_steps = read.values // CHANNELS
     n_sums = 4 * n_steps * n_blocks
     n_places = read.places
+    token_in_eight = token_of(is_spread)
 
     def step(block: int, half: int, number: int) -> Any:
         two = read.two(number)
@@ -106,10 +111,11 @@ def value_sums(form: BlockFormat, head_dim: int, lookup: Lookup, n_column_tiles:
 
     @device
     def start(late: Any, lane: Any, places: Any) -> None:
-        part, token = uint32(lane >> uint32(2)), uint32(uint32(lane & uint32(3)) * uint32(2))
+        part, first = uint32(lane >> uint32(2)), uint32(uint32(lane & uint32(3)) * uint32(2))
         for block in range(n_blocks):
             for odd in range(2):
-                row = uint32(late + uint32(uint32(token + uint32(odd)) * uint32(row_bytes)))
+                token = token_in_eight(uint32(first + uint32(odd)))
+                row = uint32(late + uint32(token * uint32(row_bytes)))
                 begin(uint32(row + uint32(block * block_bytes)), part, places, per_block * block + n_places * odd)
 
     add = in_turn([of_block(block, half) for half in range(tile_tokens // HALF_TILE) for block in range(n_blocks)])
