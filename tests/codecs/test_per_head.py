@@ -19,6 +19,7 @@ from turbocode.evaluation.attention_compare import EncodedNow, StoredBlocks, com
 from turbocode.evaluation.dump_metrics import measure_dump
 from turbocode.evaluation.inspection import inspect_file
 from turbocode.evaluation.verification import verify_file
+from turbocode.export.codec_source import codec_of_file
 from turbocode.integrations.coded_side import CodedSide
 from turbocode.integrations.hf_cache import TurboCache
 from turbocode.policies import CachePolicy, Recipe
@@ -135,6 +136,10 @@ def test_in_files(is_transformed: bool, folder: Path) -> None:
     assert verify_file(path, against=folder / "dump.h5")["ok"]
     shown = inspect_file(path)["layers"][1]["values"]
     assert shown["bits_per_value"] == 8 * sum(widths["values"]) / (J * D)
+    if not is_transformed:
+        assert codec_of_file(path, layer=1, side="k", head=1).name == "q8_0"
+        with pytest.raises(OptionError, match=r"codecs of their own, turbo3\|q8_0; choose one with --head"):
+            codec_of_file(path, layer=1, side="k")
 
 
 def test_packed_attention_is_that_of_each_head(rng: np.random.Generator) -> None:

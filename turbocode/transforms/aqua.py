@@ -98,8 +98,9 @@ class Aqua:
     does. The first layer's keys have b alone. Assumes layers that follow each other closely, and RoPE on pairs (i, i +
     D / 2); where a model turns others the prediction is worse, not wrong. Costs a token J * D multiplications a channel
     and source, and layers have to be decoded in order; blocks are decoded before they are attended to. Stores J D^2
-    bytes a head and source: at 2 heads of 128, 0.06 bits a value for keys and 0.13 for values. Has to be the first of
-    a chain. Hurts where little is predicted, for the cost, and where an error of the layer below comes through.
+    bytes a head and source: over 32,768 tokens J * D / 4096 bits a value for keys and twice that for values, 0.06 and
+    0.13 at 2 heads of 128, 0.25 and 0.5 at 8. Has to be the first of a chain. Hurts where little is predicted, for the
+    cost, and where an error of the layer below comes through.
     """
 
     name: ClassVar[str] = AQUA
