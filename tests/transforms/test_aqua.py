@@ -193,6 +193,28 @@ def test_every_way_through_a_model(name: str, options: dict[str, int], folder: P
         np.testing.assert_allclose(one.read().numpy(), other.read().numpy(), atol=2e-3)
 
 
+@pytest.mark.parametrize("name", ["r", "runs"])
+def test_tokens_are_cut_off(name: str, folder: Path) -> None:
+    """Also within runs of 16, of which what is left waits in 16 bits; then others come."""
+    model, policy = model_of(), CachePolicy.of_recipe(read_recipe(folder / f"{name}.yaml"))
+    cache = transformers.Cache(layers=coded_layers(model.config, policy))
+    rng = np.random.default_rng(3)
+    states = torch.from_numpy(rng.standard_normal((LAYERS, 2, 1, J, 60, D)).astype(np.float32))
+    for number in range(LAYERS):
+        cache.update(*states[number, :, :, :, :40], number)
+    before = [[side.read().clone() for side in layer.sides.values()] for layer in cache.layers]
+    cache.crop(-5)
+    for number, layer in enumerate(cache.layers):
+        for side, old in zip(layer.sides.values(), before[number], strict=True):
+            assert side.n_tokens == 35
+            np.testing.assert_allclose(side.read().numpy(), old[:, :, :35].numpy(), atol=0.02)
+    for number in range(LAYERS):
+        keys, values = cache.update(*states[number, :, :, :, 40:], number)
+        for found, exact in ((keys, states[number, 0]), (values, states[number, 1])):
+            error = np.square((found[:, :, 35:] - exact[:, :, 40:]).numpy()).mean()
+            assert found.shape[2] == 55 and error < 0.3
+
+
 def test_a_cache_is_what_a_file_is(folder: Path) -> None:
     """The dump's own keys and values, put into caches layer by layer, in pieces."""
     with open_dump(folder / "dump.h5") as dump:

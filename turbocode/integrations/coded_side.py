@@ -127,6 +127,8 @@ class CodedSide:
         stop = start + n_tokens
         coder, predictor = found
         given = [source.read()[..., start:stop, :].float().cpu().numpy() for source in self._sources]
+        # While tokens are cut off, the sources have lost them already, and what they decode to is not wanted.
+        given = [np.pad(x, ((0, 0), (0, 0), (0, n_tokens - x.shape[2]), (0, 0))) for x in given]
         each = [predictor.predict([x[seq] for x in given], np.arange(start, stop)) for seq in range(n_seqs)]
         return coder.with_prediction(np.stack(each, axis=1))
 
