@@ -40,7 +40,10 @@ CODECS = [
     *(("turbo3", 96), ("q4_0", 96), ("turbo3", 64), ("trellis1", 128), ("trellis2", 128), ("trellis3", 128)),
     *(("trellis4", 128), ("turbo3_tcq", 128), ("trellis2_l12", 128), ("trellis2", 80)),
 ]
-PROMPTS = (("turbo3", "turbo4", 128), ("trellis3", "q4_0", 128), ("turbo3", "trellis2", 96), ("f16", "turbo2", 256))
+PROMPTS = (
+    *(("turbo3", "turbo4", 128, 0), ("trellis3", "q4_0", 128, 0), ("turbo3", "trellis2", 96, 0)),
+    *(("f16", "turbo2", 256, 0), ("turbo3", "turbo3", 128, 16)),
+)
 STEPS = (("turbo3", "turbo3"), ("trellis3", "trellis3"), ("q8_0", "q8_0"), ("f16", "f16"))
 N_VECTORS = 21  # no multiple of what a block handles
 
@@ -106,11 +109,11 @@ def attending(attention: Any, case: AttentionCase, gpu: Gpu, rng: np.random.Gene
     np.testing.assert_allclose(down(gpu, lse), arrays["lse"], rtol=0, atol=4e-3)
 
 
-def prompting(k: str, v: str, head_dim: int, gpu: Gpu, rng: np.random.Generator) -> None:
+def prompting(k: str, v: str, head_dim: int, page: int, gpu: Gpu, rng: np.random.Generator) -> None:
     last = (tuple(range(7, 151)),)
     case = AttentionCase(
-        k, v, head_dim, n_heads=6, n_kv_heads=2, n_tokens=151, n_rows=144, last=last, dtype="float16"
-    )  # fmt: skip
+        k, v, head_dim, n_heads=6, n_kv_heads=2, n_tokens=151, n_rows=144, last=last, page=page, dtype="float16"
+    )
     attending(GpuPrefill(*case.codecs()), case, gpu, rng)
 
 
@@ -133,8 +136,9 @@ def every_run(gpu: Gpu, rng: np.random.Generator) -> Iterator[tuple[str, Callabl
         yield f"rotate {group_size}", functools.partial(rotating, group_size, gpu, rng)
     for trellis in (Trellis(1, 4, True), Trellis(2, 12, False)):
         yield f"search k = {trellis.bits}, L = {trellis.states_log2}", functools.partial(searching, trellis, rng)
-    for k, v, head_dim in PROMPTS:
-        yield f"prefill {k} {v} {head_dim}", functools.partial(prompting, k, v, head_dim, gpu, rng)
+    for k, v, head_dim, page in PROMPTS:
+        name = f"prefill {k} {v} {head_dim}" + (", paged" if page else "")
+        yield name, functools.partial(prompting, k, v, head_dim, page, gpu, rng)
     for k, v in STEPS:
         for page in (0, 16):
             for is_bulk in (False, True) if has_bulk_copies(gpu.number) else (False,):

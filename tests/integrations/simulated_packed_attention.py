@@ -23,10 +23,10 @@ from turbocode.kernels.attention import cuda
 from turbocode.policies import CachePolicy, Recipe
 
 
-def hidden(policy: CachePolicy, on_gpu: bool, family: str = "gemma2") -> object:
+def hidden(policy: CachePolicy, on_gpu: bool, family: str = "gemma2", n_layers: int = 2) -> object:
     """Hidden states of a model, gemma2 with a window, of its last chunk, attended by the packed kernels."""
     packed_attention.uses_gpu = coded_side.is_on_gpu = lambda tensor: on_gpu
-    model = tiny_model(family, num_hidden_layers=2)
+    model = tiny_model(family, num_hidden_layers=n_layers)
     layers = coded_layers(model.config, policy, holds_blocks=True, reads=False)
     cache = transformers.Cache(layers=layers)
     with attention_by(model.model, packed_attention.attend_packed(cache)):
@@ -72,10 +72,11 @@ def multirate_policy(folder: str) -> CachePolicy:
 
 with tempfile.TemporaryDirectory() as folder:
     multirate = multirate_policy(folder)
-    expected, found = (hidden(multirate, on_gpu, "llama").double() for on_gpu in (False, True))
+    # One layer: in a second one some vector, a little different, may be coded otherwise.
+    expected, found = (hidden(multirate, on_gpu, "llama", 1).double() for on_gpu in (False, True))
     error = float((found - expected).norm() / expected.norm())
     print(f"multirate {error:.1e}")
-    assert torch.isfinite(found).all() and 0 < error < 1e-3  # the exact tokens' kernel multiplies in float16
+    assert torch.isfinite(found).all() and 1e-9 < error < 1e-3
     try:
         hidden(multirate, True, "gemma2")
         raise AssertionError("a softcap was ignored")

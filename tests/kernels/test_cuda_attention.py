@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from helpers.attention_cases import AttentionCase, relative_error
 
-from turbocode.codecs import make_codec
+from turbocode.codecs import decode_attention, make_codec, multirate_codec
 from turbocode.codecs.gpu_attention import GpuAttention, merge_on_gpu
 from turbocode.evaluation.environment import cuda_problem
 
@@ -134,6 +134,42 @@ def test_a_thousand_random_cases(pair: tuple[str, str, int], is_paged: bool, gpu
         is_seen = np.isfinite(lse)
         np.testing.assert_allclose(lse[is_seen], expected_lse[is_seen], rtol=0, atol=5e-3)
     print(f"{n_cases} cases of {k}, {v}, {head_dim}{', paged' * is_paged}: largest relative difference {worst:.1e}")
+
+
+@pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
+@pytest.mark.parametrize("n_tokens", [31, 4097])
+def test_multirate_schedules(head_dim: int, n_tokens: int, gpu: Any, rng: np.random.Generator) -> None:
+    """Random schedules and blocks, beside themselves and another format; any bytes are blocks."""
+    n_heads, n_rows = 2, 3
+    for number in range(4):
+        kinds = [np.where(rng.random(head_dim // 8) < 0.2, 0, rng.integers(0, 9, head_dim // 8)) for _ in range(2)]
+        codecs: list[Any] = [_unrotated([2, *kind[1:].tolist()], n_heads) for kind in kinds]
+        if number % 2:
+            codecs[int(rng.integers(2))] = make_codec("trellis3:rotation=none", head_dim)
+        sides = []
+        for codec in codecs:
+            shape = (1, n_heads, n_tokens, codec.bytes_per_vector)
+            blocks = rng.integers(0, 256, shape).astype(np.uint8)
+            if codec.name == "multirate":
+                blocks[..., 0] = rng.integers(120, 150, shape[:-1])
+            else:
+                blocks = codec.encode(rng.standard_normal((*shape[:-1], head_dim)).astype(np.float32))[0]
+            sides.append(blocks)
+        queries = rng.standard_normal((1, 4 * n_heads, n_rows, head_dim)).astype(np.float32)
+        last = rng.integers(0, n_tokens, (1, n_rows)).astype(np.int32)
+        attention = GpuAttention(*codecs)
+        assert not attention.is_plain
+        arrays = [up(gpu, array) for array in (queries, *sides, last)]
+        scale = 0.3 * head_dim**-0.5
+        found, _ = attention(*arrays, scale=scale, stream=gpu.stream)
+        expected, _ = decode_attention(queries, codecs[0], sides[0], codecs[1], sides[1], last, scale=scale)
+        assert relative_error(down(gpu, found), expected.astype(np.float64)) <= FAST_ERROR, kinds
+
+
+def _unrotated(rates: list[int], n_heads: int) -> Any:
+    d = 8 * len(rates)
+    ones = np.ones((n_heads, d))
+    return multirate_codec(np.tile(np.eye(d), (n_heads, 1, 1)), 0 * ones, ones, rates, "whitened", is_unbiased=False)
 
 
 def test_more_than_two_to_the_31_values(gpu: Any, rng: np.random.Generator) -> None:

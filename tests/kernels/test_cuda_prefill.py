@@ -27,6 +27,8 @@ def prompt(k: str, v: str, head_dim: int, n_tokens: int, n_rows: int, **options:
     return AttentionCase(k, v, head_dim, n_tokens=n_tokens, n_rows=n_rows, last=last, **options)
 
 
+LENGTHS = tuple(tuple(range(n - 40, n)) for n in (300, 41, 17))  # 23 rows of the third see nothing
+
 CASES = {
     **{name: prompt(name, name, 128, 200, 200) for name in FORMATS},
     "64": prompt("turbo3", "turbo2", 64, 333, 77, n_seqs=2, n_heads=6, n_kv_heads=2, dtype="float16"),
@@ -35,6 +37,12 @@ CASES = {
     "256": prompt("turbo3", "turbo4", 256, 129, 65, dtype="float16", spare=3),
     "one row": prompt("turbo4", "turbo4", 128, 1, 1),
     "4,097 tokens": prompt("turbo3", "turbo3", 128, 4097, 300),
+    "pages of 16": prompt("turbo3", "turbo4", 128, 1003, 333, n_seqs=2, n_heads=8, n_kv_heads=2, page=16),
+    "pages of 64, window": prompt("trellis3", "q8_0", 128, 2049, 600, page=64, window=200, dtype="float16"),
+    "pages of 256, softcap": prompt("turbo2", "f16", 256, 700, 129, page=256, softcap=8.0, has_gains=True),
+    "pages, other lengths": AttentionCase(
+        "turbo4", "trellis2", 80, n_seqs=3, n_heads=2, n_tokens=300, n_rows=40, page=32, last=LENGTHS
+    ),
 }
 
 
@@ -56,7 +64,8 @@ def test_prefill(name: str, rng: np.random.Generator) -> None:
     out, lse = gpu.empty(shape, case.dtype), gpu.empty(shape[:-1], "float32")
     given = [up(arrays[part]) for part in ("queries", "keys", "values", "last_token")]
     attend = GpuPrefill(*case.codecs())
-    attend(*given, gains=up(arrays["gains"]), out=out, lse=lse, stream=gpu.stream, **case.options())
+    kept = {name: up(arrays[name]) for name in ("gains", "pages")}
+    attend(*given, **kept, out=out, lse=lse, stream=gpu.stream, **case.options())
     found, sums = np.empty(shape, case.dtype), np.empty(shape[:-1], np.float32)
     gpu.download(out, found)
     gpu.download(lse, sums)

@@ -1,4 +1,4 @@
-"""Multirate blocks in the plain attention kernel, run as Python: any schedule, beside other formats, in pieces."""
+"""Multirate blocks in the attention kernels, run as Python: any schedule, beside other formats, in pages and pieces."""
 
 from __future__ import annotations
 
@@ -6,11 +6,27 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.attention_cases import relative_error
 
 from turbocode.codecs import decode_attention, make_codec, multirate_codec
+from turbocode.codecs.gpu_attention import GpuAttention
 from turbocode.codecs.host_attention import HostAttention
 from turbocode.errors import OptionError
-from turbocode.kernels.attention.plain_kernel import plain_kernel
+from turbocode.kernels.attention.attend_kernel import attend_kernel
+from turbocode.kernels.attention.cuda import Shape
+
+FAST_ERROR, PLAIN_ERROR = 1e-3, 2e-5
+FALLING, WITH_ZEROS = [8, 5, 3, 2, 1, 1, 0, 0], [3, 2, 0, 2, 2, 2, 2, 1]
+PAIRS: dict[str, tuple[Any, Any]] = {
+    "falling": (FALLING, WITH_ZEROS),
+    "few bits, the seam in several runs": ([0, 1, 0, 0, 0, 0, 0, 1], [1, 1, 0, 0, 0, 0, 0, 0]),
+    "two bytes": ([0, 0, 2, 0], [2, 0, 0, 0]),
+    "all bits": ([8] * 4, [8, 0, 0, 8]),
+    "keys alone": ([7, 6, 5, 4, 3, 2, 1, 0], "turbo3"),
+    "values alone": ("trellis2", [4] * 8),
+    "rising": ([0, 1, 2, 3, 4, 5, 6, 7, 8, 8, 8, 8], [1] * 12),
+    "wide": ([6, 4, 3, 3] + [2] * 28, [5] * 8 + [0] * 8 + [1] * 16),
+}
 
 
 def coder(heads: int, rates: list[int], seed: int) -> Any:
@@ -21,38 +37,114 @@ def coder(heads: int, rates: list[int], seed: int) -> Any:
     )
 
 
-@pytest.mark.parametrize(
-    ("key_rates", "value_rates"),
-    [
-        ([8, 5, 3, 2, 1, 1, 0, 0], [3, 2, 0, 2, 2, 2, 2, 1]),
-        ([0, 1, 0, 0, 0, 0, 0, 1], None),
-        (None, [4] * 8),
-        ([2] * 5, [3] * 5),
-    ],
-)
-def test_attention_is_the_cpus(key_rates: Any, value_rates: Any, rng: np.random.Generator) -> None:
-    d, heads = 8 * len(key_rates or value_rates), 2
-    keys = coder(heads, key_rates, 1) if key_rates else make_codec("turbo3", d)
-    values = coder(heads, value_rates, 2) if value_rates else make_codec("trellis2", d)
-    x = rng.standard_normal((2, 1, heads, 9, d)).astype(np.float32)
+def codec_of(kind: Any, heads: int, d: int, seed: int) -> Any:
+    return make_codec(kind, d) if isinstance(kind, str) else coder(heads, kind, seed)
+
+
+def dim_of(*kinds: Any) -> int:
+    return next(8 * len(kind) for kind in kinds if not isinstance(kind, str))
+
+
+def random_blocks(codec: Any, n_seqs: int, heads: int, n_tokens: int, rng: np.random.Generator) -> Any:
+    x = rng.standard_normal((n_seqs, heads, n_tokens, codec.head_dim)).astype(np.float32)
+    return np.stack([codec.encode(x[:, head], head)[0] for head in range(heads)], axis=1)
+
+
+def expected_of(queries: Any, keys: Any, k: Any, values: Any, v: Any, last: Any, scale: float, window: int) -> Any:
+    """Float64 attention over what the blocks decode to in their basis, as GpuAttention leaves it."""
+    heads = k.shape[1]
     k, v = (
-        np.stack([c.encode(part[:, head], head)[0] for head in range(heads)], axis=1)
-        for c, part in ((keys, x[0]), (values, x[1]))
+        np.stack([codec.decode(blocks[:, h], h, unrotate=False) for h in range(heads)], axis=1).astype(np.float64)
+        for codec, blocks in ((keys, k), (values, v))
     )
+    per_head = queries.shape[1] // heads
+    logits = scale * np.einsum("shrd,shtd->shrt", queries.astype(np.float64), np.repeat(k, per_head, axis=1))
+    token, end = np.arange(k.shape[2]), last[:, None, :, None]
+    logits = np.where((token <= end) & ((token > end - window) | (window == 0)), logits, -np.inf)
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    return np.einsum("shrt,shtd->shrd", weights, np.repeat(v, per_head, axis=1)) / weights.sum(-1, keepdims=True)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_attention_is_the_cpus(name: str, rng: np.random.Generator) -> None:
+    key_kind, value_kind = PAIRS[name]
+    d, heads = dim_of(key_kind, value_kind), 2
+    keys, values = codec_of(key_kind, heads, d, 1), codec_of(value_kind, heads, d, 2)
+    k, v = (random_blocks(codec, 1, heads, 9, rng) for codec in (keys, values))
     queries, last = rng.standard_normal((1, 4, 2, d)).astype(np.float32), np.array([[8, 3]])
     expected, expected_lse = decode_attention(queries, keys, k, values, v, last, scale=0.2)
-    found, lse = HostAttention(0)(queries, keys, k, values, v, last, scale=0.2)
-    np.testing.assert_allclose(found, expected, atol=2e-5 * np.abs(expected).max())
-    np.testing.assert_allclose(lse, expected_lse, atol=1e-4)
+    attention = HostAttention(0)
+    found, lse = attention(queries, keys, k, values, v, last, scale=0.2)
+    assert not next(iter(attention._attentions.values()))[0].is_plain
+    assert relative_error(found, expected.astype(np.float64)) <= FAST_ERROR
+    np.testing.assert_allclose(lse, expected_lse, atol=4e-3)
+
+
+@pytest.mark.parametrize("rates", [[2] * 5, [3, 1]])
+def test_other_sizes_get_the_plain_kernel(rates: list[int], rng: np.random.Generator) -> None:
+    c, d = coder(1, rates, 3), 8 * len(rates)
+    blocks, queries = random_blocks(c, 1, 1, 5, rng), rng.standard_normal((1, 2, 1, d)).astype(np.float32)
+    assert GpuAttention(c, c).is_plain
+    found, _ = HostAttention(0)(queries, c, blocks, c, blocks, np.array([[4]]), scale=0.3)
+    expected, _ = decode_attention(queries, c, blocks, c, blocks, np.array([[4]]), scale=0.3)
+    assert relative_error(found, expected.astype(np.float64)) <= PLAIN_ERROR
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_random_schedules(seed: int) -> None:
+    """Odd lengths, several rows and columns, windows, rows at any byte, in several blocks and pieces."""
+    rng = np.random.default_rng(seed)
+    n_runs, heads, n_tokens = int(rng.choice([4, 8, 12])), 2, int(rng.integers(40, 110))
+    kinds = [rng.integers(0, 9, n_runs) * (rng.random(n_runs) < 0.8) for _ in range(2)]
+    keys, values = (coder(heads, [2, *(int(rate) for rate in kind[1:])], seed) for kind in kinds)
+    k, v = (random_blocks(codec, 2, heads, n_tokens, rng) for codec in (keys, values))
+    n_rows, window = int(rng.integers(1, 4)), int(rng.choice([0, 33]))
+    queries = rng.standard_normal((2, 2 * heads, n_rows, keys.head_dim)).astype(np.float32)
+    last = rng.integers(0, n_tokens, (2, n_rows)).astype(np.int32)
+    fast, plain = (GpuAttention(keys, values, is_plain=is_plain) for is_plain in (False, True))
+    fast._attend.shape = Shape(int(rng.integers(1, 4)), 1, int(rng.integers(2, 4)))
+    fast._attend.is_bulk = bool(seed % 2)
+    options = {"scale": 0.2, "window": window}
+    expected = expected_of(queries, keys, k, values, v, last, 0.2, window)
+    found, lse = fast(queries, k, v, last, n_blocks=int(rng.integers(1, 4)), **options)
+    near, near_lse = plain(queries, k, v, last, n_blocks=1, **options)
+    assert relative_error(near, expected) <= PLAIN_ERROR
+    assert relative_error(found, expected) <= FAST_ERROR
+    np.testing.assert_allclose(lse, near_lse, atol=4e-3)
+
+
+@pytest.mark.parametrize("is_bulk", [True, False])
+@pytest.mark.parametrize("page", [16, 32])
+def test_pages(page: int, is_bulk: bool, rng: np.random.Generator) -> None:
+    keys, values, heads = coder(2, FALLING, 1), coder(2, WITH_ZEROS, 2), 2
+    last = np.array([[69], [36]], np.int32)
+    k, v = (random_blocks(codec, 2, heads, 80, rng) for codec in (keys, values))
+    n_pages = -(-80 // page)
+    pages = rng.permutation(2 * n_pages).reshape(2, n_pages).astype(np.int32)
+    paged = []
+    for blocks in (k, v):
+        padded = np.concatenate((blocks, np.zeros((2, heads, n_pages * page - 80, blocks.shape[-1]), np.uint8)), axis=2)
+        whole = np.empty((2 * n_pages, heads, page, blocks.shape[-1]), np.uint8)
+        for seq in range(2):
+            for number in range(n_pages):
+                whole[pages[seq, number]] = padded[seq, :, number * page : (number + 1) * page]
+        paged.append(whole)
+    queries = rng.standard_normal((2, 4, 1, 64)).astype(np.float16)
+    attention = GpuAttention(keys, values)
+    attention._attend.shape, attention._attend.is_bulk = Shape(2, 1, 2), is_bulk
+    found, _ = attention(queries, *paged, last, pages=pages, scale=0.2, n_blocks=3)
+    expected = expected_of(queries, keys, k, values, v, last, 0.2, 0)
+    assert relative_error(found.astype(np.float64), expected) <= FAST_ERROR
 
 
 def test_schedules_share_a_kernel(rng: np.random.Generator) -> None:
-    before = plain_kernel.cache_info().misses
-    attention, x = HostAttention(0), rng.standard_normal((1, 1, 3, 16)).astype(np.float32)
-    for rates in ([3, 1], [0, 2], [8, 8]):
+    before = attend_kernel.cache_info().misses
+    attention, x = HostAttention(0), rng.standard_normal((1, 1, 16, 32)).astype(np.float32)
+    last = np.array([[2, 1, 0]])
+    for rates in ([3, 1, 0, 0], [0, 2, 5, 5], [8, 8, 8, 8]):
         c = coder(1, rates, 3)
         blocks = c.encode(x)[0]
-        attention(x, c, blocks, c, blocks, np.array([[2, 1, 0]]), scale=0.25)
-    assert plain_kernel.cache_info().misses <= before + 1
+        attention(x[:, :, :3], c, blocks, c, blocks, last, scale=0.25)
+    assert attend_kernel.cache_info().misses <= before + 1
     with pytest.raises(OptionError, match="softcap"):
-        attention(x, c, blocks, c, blocks, np.array([[2, 1, 0]]), scale=0.25, softcap=20.0)
+        attention(x[:, :, :3], c, blocks, c, blocks, last, scale=0.25, softcap=20.0)

@@ -34,6 +34,13 @@ CASES = {
         "trellis2", "turbo3", 96, n_seqs=2, n_heads=3, n_tokens=20, n_rows=3, has_gains=True,
         last=((17, 18, 19), (4, -1, 5)),
     ),
+    "pages, two sequences, window": AttentionCase(
+        "turbo3", "trellis2", 64, n_seqs=2, n_heads=4, n_kv_heads=2, n_tokens=20, n_rows=3, page=16, window=11,
+        last=((17, 18, 19), (4, 5, 6)),
+    ),
+    "pages longer than a tile": AttentionCase(
+        "q8_0", "turbo4", 64, n_heads=1, n_tokens=20, n_rows=3, page=32, last=(rows_of(20, 3),)
+    ),
     "256": AttentionCase("turbo4", "turbo2", 256, n_heads=1, n_tokens=20, n_rows=16, last=(rows_of(20, 16),)),
     "ggml": AttentionCase("q8_0", "q4_0", 64, n_heads=1, n_tokens=20, n_rows=9, last=(rows_of(20, 9),)),
     "ggml, turned": AttentionCase("q4_0_rot", "q8_0", 64, n_heads=1, n_tokens=17, n_rows=5, last=(rows_of(17, 5),)),
@@ -53,7 +60,8 @@ CASES = {
 def attend(case: AttentionCase, arrays: dict[str, Any], shape: PrefillShape, **options: Any) -> Any:
     prefill = GpuPrefill(*case.codecs())
     prefill._attend.shape = shape
-    given = {"last_token": arrays["last_token"], "gains": arrays["gains"], **case.options(), **options}
+    kept = {name: arrays[name] for name in ("last_token", "gains", "pages")}
+    given = {**kept, **case.options(), **options}
     return prefill(arrays["queries"], arrays["keys"], arrays["values"], given.pop("last_token"), **given)
 
 
@@ -73,6 +81,14 @@ def test_prefill(name: str, rng: np.random.Generator) -> None:
     check(attend(case, arrays, PrefillShape(16, 2 if case.n_tokens > 20 or case.head_dim > 128 else 1, 1)), arrays)
 
 
+def test_a_tile_may_lie_in_several_pages_and_what_no_row_sees_may_be_nowhere(rng: np.random.Generator) -> None:
+    last = (rows_of(37, 2), (14, 15))
+    case = AttentionCase("turbo3", "f16", 64, n_seqs=2, n_heads=1, n_tokens=37, n_rows=2, last=last, page=16)
+    arrays = case.build(rng)
+    arrays["pages"][1, 1:] = 1 << 30
+    check(attend(case, arrays, PrefillShape(32, 1, 1)), arrays)
+
+
 def test_without_last_token_it_is_causal(rng: np.random.Generator) -> None:
     case = AttentionCase("turbo3", "turbo3", 64, n_heads=2, n_tokens=36, n_rows=10, last=(rows_of(36, 10),))
     arrays = case.build(rng)
@@ -90,5 +106,10 @@ def test_options_that_make_no_sense_are_refused(rng: np.random.Generator) -> Non
     ):
         with pytest.raises(OptionError, match=message):
             attend(case, arrays, PrefillShape(16, 1, 1), **options)
+    paged = AttentionCase("turbo3", "turbo3", 64, n_heads=1, n_tokens=20, page=8)
+    arrays = paged.build(rng)
+    for options, message in (({}, "pages of 8 tokens"), ({"last_token": None}, "give last_token")):
+        with pytest.raises(OptionError, match=message):
+            attend(paged, arrays, PrefillShape(16, 1, 1), **options)
     with pytest.raises(OptionError, match="has no prefill kernel"):
         GpuPrefill(*AttentionCase(head_dim=40).codecs())

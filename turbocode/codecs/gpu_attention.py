@@ -18,7 +18,8 @@ class GpuAttention:
     key_codec, value_codec : what the blocks are, any two of one head_dim. The basis of a multirate codec is left to the
         caller: queries come as its `rotate` gives them, outputs go to its `unrotate`, lse lacks its `logit_offset`
     is_plain : use the readable kernel, without tensor cores, which also serves the few group sizes that the fast one
-        does not know (40, for head_dim 40 or 120): slower, and nearly float32 in its sums
+        does not know (40, for head_dim 40 or 120, and multirate blocks whose head_dim is no multiple of 32): slower,
+        and nearly float32 in its sums
     skipping : what may be left out because it hardly counts, see kernels/attention/skipping.py. The fast kernel
         compares weights times the norm of their value, and saves work where that holds for 32 tokens and all queries
     tables : where the fast kernel looks centroids up, on the side or sides where that is possible, instead of where it
@@ -39,9 +40,7 @@ class GpuAttention:
         from turbocode.kernels.attention.plain_cuda import PlainAttention
 
         self.key_codec, self.value_codec = key_codec, value_codec
-        is_known = not any(
-            isinstance(c, MultirateCodec) or not is_direct(c.block_format) for c in (key_codec, value_codec)
-        )
+        is_known = all(is_direct(codec.block_format) for codec in (key_codec, value_codec))
         self.is_plain = is_plain or not is_known
         kind = PlainAttention if self.is_plain else DecodeAttention
         self._attend = kind(*gpu_sides(key_codec, value_codec), key_codec.head_dim)

@@ -32,6 +32,7 @@ class GpuPrefill:
         window: int = 0,
         softcap: float = 0.0,
         first_token: int = 0,
+        pages: Any = None,
         gains: Any = None,
         out: Any = None,
         lse: Any = None,
@@ -41,10 +42,12 @@ class GpuPrefill:
 
         queries : (n_seqs, n_query_heads, n_rows, head_dim) of float16, bfloat16 or float32; query head h reads KV head
             h // (n_query_heads // n_kv_heads); values beyond what float16 holds are not allowed
-        key_blocks, value_blocks : uint8 (n_seqs, n_kv_heads, n_tokens, bytes_per_vector)
+        key_blocks, value_blocks : uint8 (n_seqs, n_kv_heads, n_tokens, bytes_per_vector); with pages (n_pages,
+            n_kv_heads, page_tokens, bytes_per_vector), page_tokens being 16, 32, 64, ...
         last_token : int32 (n_seqs, n_rows): row r sees tokens 0..last_token, of these the last `window` (0: all); -1
             sees none and gives 0 and -inf. None: the rows are the cache's last tokens, in order (causal attention)
         first_token : position of the first block, where the blocks are a piece of a longer cache (with last_token)
+        pages : int32 (n_seqs, pages of the longest sequence): where each page of a sequence lies (with last_token)
         scale : factor on <q, k>, above 0; softcap : logits become softcap * tanh(logits / softcap), 0 for none
         gains : float32 (n_query_heads,) factors on the outputs
         Raises OptionError for shapes and dtypes that do not fit.
@@ -58,6 +61,7 @@ class GpuPrefill:
             window=window,
             softcap=softcap,
             first_token=first_token,
+            pages=pages,
             gains=gains,
             out=out,
             lse=lse,

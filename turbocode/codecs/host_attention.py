@@ -22,7 +22,7 @@ class HostAttention:
     """What `decode_attention` computes, with the same arguments, by the kernels of one GPU.
 
     The fast kernels multiply in float16: outputs are within 1e-3 of float64 attention over the decoded values (relative
-    L2), where the CPU's are within 1e-5. Multirate blocks are read by the plain kernel, in float32.
+    L2), where the CPU's are within 1e-5.
     """
 
     def __init__(self, device: int) -> None:

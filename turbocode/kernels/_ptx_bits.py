@@ -19,6 +19,13 @@ funnel_shift_left = instruction(
     (u32, u32, u32),
     lambda low, high, n: ((int(high) << 32 | int(low)) << (int(n) & 31)) >> 32 & 0xFFFFFFFF,
 )
+# The low word of the 64-bit number (high, low) shifted right by n from 0 to 63.
+shift_right_long = instruction(
+    "{.reg .b64 t; mov.b64 t, {$1, $2}; shr.u64 t, t, $3; cvt.u32.u64 $0, t;}",
+    u32,
+    (u32, u32, u32),
+    lambda low, high, n: (int(high) << 32 | int(low)) >> int(n) & 0xFFFFFFFF,
+)
 
 
 def bitwise(function: Callable[[int, int, int], int]) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from turbocode.formats import MultirateFormat, block_format
+from turbocode.formats.multirate_format import RUN_CHANNELS
 from turbocode.kernels.attention import exact_tokens
 from turbocode.kernels.attention.attend_kernel import N_ARGS as N_ATTEND_ARGS
 from turbocode.kernels.attention.attend_kernel import attend_kernel
@@ -283,10 +284,11 @@ def _exact_tokens() -> Iterator[KernelEntry]:
 
 
 def _attend_variant(name: str, d: int, value_type: int, shape: Shape, table_bytes: int, is_bulk: bool) -> AttendVariant:
-    form = block_format(name, d)
+    is_rated = name == "multirate"  # the rates are data
+    form: Any = MultirateFormat((1,) * (d // RUN_CHANNELS)) if is_rated else block_format(name, d)
     values = lookup_for(form, table_bytes)
     keys = IN_REGISTERS if name == "turbo2" else values
-    rotation = rotation_for(form.group_size, "signed" if form.has_codebook else "none")
+    rotation = rotation_for(form.group_size, "signed" if form.has_codebook and not is_rated else "none")
     variant = AttendVariant(
         key_format=form,
         value_format=form,
@@ -295,7 +297,7 @@ def _attend_variant(name: str, d: int, value_type: int, shape: Shape, table_byte
         head_dim=d,
         key_lookup=NO_TABLE,
         value_lookup=NO_TABLE,
-        shares_table=keys == values,
+        shares_table=keys == values and not is_rated,
         tables_per_head=False,
         n_column_tiles=1,
         n_warps=1,
@@ -321,6 +323,10 @@ def _attentions() -> Iterator[KernelEntry]:
         ("trellis2", 128, Shape(16, 1, 2), 1 << 17, True, (9, 0)),
         ("trellis3", 128, Shape(16, 1, 2), 1 << 16, True, (9, 0)),
         ("turbo3", 256, Shape(8, 1, 2), 1 << 16, True, (9, 0)),
+        ("multirate", 128, Shape(16, 1, 2), 0, True, (9, 0)),
+        ("multirate", 128, Shape(8, 1, 2), 0, False, (8, 0)),
+        ("multirate", 64, Shape(16, 1, 2), 0, True, (12, 0)),
+        ("multirate", 256, Shape(8, 1, 2), 0, True, (9, 0)),
     ):
         variant = _attend_variant(name, d, FLOAT16, shape, table_bytes, is_bulk)
         yield KernelEntry(
@@ -331,23 +337,24 @@ def _attentions() -> Iterator[KernelEntry]:
             (r"HMMA\.16816\.F32", r"UBLKCP" if is_bulk else _ASYNCHRONOUS_COPY),
             architectures=(architecture,),
         )
-    mixed = MultirateFormat((1,) * 16)  # the rates are data
+    mixed = MultirateFormat((1,) * 16)
     plain = PlainVariant(mixed, mixed, *(rotation_for(128, "none"),) * 2, 128, FLOAT16, False, False)
-    yield KernelEntry("attend multirate 128 fp16", lambda: plain_kernel(plain), N_PLAIN_ARGS, 96)
+    yield KernelEntry("attend multirate 128 fp16, plain", lambda: plain_kernel(plain), N_PLAIN_ARGS, 96)
     yield KernelEntry("merge parts fp32 fp16", lambda: merge_kernel(FLOAT32, FLOAT16), N_MERGE_ARGS, 64)
 
 
 def _prefills() -> Iterator[KernelEntry]:
-    for key_name, value_name, d, shape, table_bytes, architecture in (
-        ("turbo3", "turbo3", 128, PrefillShape(64, 8, 2), 1 << 15, (9, 0)),
-        ("turbo4", "trellis3", 128, PrefillShape(32, 4, 2), 1 << 13, (12, 0)),
-        ("turbo3", "turbo3", 256, PrefillShape(32, 8, 1), 1 << 15, (9, 0)),
+    for key_name, value_name, d, shape, table_bytes, is_paged, architecture in (
+        ("turbo3", "turbo3", 128, PrefillShape(64, 8, 2), 1 << 15, False, (9, 0)),
+        ("turbo3", "turbo3", 128, PrefillShape(64, 8, 2), 1 << 15, True, (8, 0)),
+        ("turbo4", "trellis3", 128, PrefillShape(32, 4, 2), 1 << 13, False, (12, 0)),
+        ("turbo3", "turbo3", 256, PrefillShape(32, 8, 1), 1 << 15, False, (9, 0)),
     ):
         forms = block_format(key_name, d), block_format(value_name, d)
         keys, values = (lookup_of_pairs(form, table_bytes) for form in forms)
-        variant = PrefillVariant(*forms, d, keys, values, forms[0] == forms[1], *shape, False, False)
+        variant = PrefillVariant(*forms, d, keys, values, forms[0] == forms[1], *shape, False, False, is_paged)
         yield KernelEntry(
-            f"prefill {key_name} {value_name} {d}",
+            f"prefill {key_name} {value_name} {d}" + (", paged" if is_paged else ""),
             lambda v=variant: prefill_kernel(v),  # type: ignore[misc]
             N_PREFILL_ARGS,
             128 if shape.n_warps * shape.blocks_at_once == 16 else 255,

@@ -23,21 +23,22 @@ from turbocode.kernels.attention.attend_variant import (
     WARP,
     AttendVariant,
     joined,
+    rated_sides,
+    row_bytes,
+    scores_of,
     shared_layout,
-    stage_sizes,
+    sums_of,
 )
-from turbocode.kernels.attention.key_scores import key_scores
 from turbocode.kernels.attention.part_results import part_settler, row_finisher
 from turbocode.kernels.attention.query_rows import query_rows
-from turbocode.kernels.attention.reading import has_norm
+from turbocode.kernels.attention.rated_memory import rated_memory
 from turbocode.kernels.attention.shared_table import lane_place, table_filler, table_holder
 from turbocode.kernels.attention.softmax import softmax
-from turbocode.kernels.attention.tile_copy import BARRIER_BYTES, arrivals, row_fetch
+from turbocode.kernels.attention.tile_copy import BARRIER_BYTES, SLACK, arrivals, row_fetch, row_size
 from turbocode.kernels.attention.token_order import is_spread, token_of
-from turbocode.kernels.attention.value_sums import value_sums
 from turbocode.kernels.attention.work_split import agreed, first_place, seen_by, shares, work_split
 
-N_ARGS = 38
+N_ARGS = 42
 
 float32, int32, uint32, uint64 = types.float32, types.int32, types.uint32, types.uint64
 _ONE, _TWO = np.float32(1.0), np.float32(2.0)
@@ -52,19 +53,19 @@ def attend_kernel(variant: AttendVariant) -> Any:
     keys, values : rows of a head side by side, with strides in bytes by sequence (by page) and head
     key_words, value_words : tables (lookup.py), with a stride by head; last_token int32 (S, R); pages int32 (S, stride)
     work : float32, two partial results a block; counters : uint32 (S, heads), zero before and after
+    image : of multirate sides, image_bytes of tables (rate_tables.py); key_row, value_row : bytes of their rows
     """
     d, n_tiles = variant.head_dim, variant.n_column_tiles
     key_format, value_format = variant.key_format, variant.value_format
     places = shared_layout(variant)
     key_table_at, value_table_at, area_at, rows_at, laid_at = places[:5]
-    tops_at, totals_at, flag_at, barriers_at, tokens_at, _ = places[5:]
+    tops_at, totals_at, flag_at, barriers_at, tokens_at, heads_at, _ = places[5:]
     n_warps, n_stages, threads = variant.n_warps, variant.n_stages, WARP * variant.n_warps
     chunk = TILE * n_warps
     spreads = is_spread(value_format, d)
     token_in_eight = token_of(spreads)
-    scores = key_scores(key_format, d, variant.key_lookup, n_tiles, TILE, spreads)
-    sums = value_sums(value_format, d, variant.value_lookup, n_tiles, TILE, spreads)
-    n_blocks_of_value, value_block = d // value_format.values_per_block, value_format.bytes_per_block
+    scores, sums = scores_of(variant), sums_of(variant)
+    n_blocks_of_value = d // value_format.values_per_block
     begin, hide, rise, weigh, end_of, reach, thin = softmax(n_tiles, sums.sums, n_blocks_of_value, TILE, spreads)
     combined = joined(variant)
     split = work_split(chunk, TILE)
@@ -78,11 +79,15 @@ def attend_kernel(variant: AttendVariant) -> Any:
         variant.out_type,
         n_tiles,
     )
-    key_bytes, value_bytes = key_format.bytes_per_vector(d), value_format.bytes_per_vector(d)
+    key_bytes, value_bytes = row_bytes(key_format, d), row_bytes(value_format, d)
+    key_size, value_size = row_size(key_bytes), row_size(value_bytes)
     is_paged, is_late, is_bulk = variant.is_paged, variant.is_late, variant.is_bulk
     fetch_keys, keys_late = row_fetch(key_bytes, TILE, is_paged, is_late, is_bulk)
     fetch_values, values_late = row_fetch(value_bytes, TILE, is_paged, is_late, is_bulk)
-    key_stage, value_stage = stage_sizes(variant)
+    memory_of = rated_memory(d, rated_sides(variant), n_warps, heads_at)
+    behind_image, begin_image, end_image = memory_of.behind, memory_of.begin, memory_of.end
+    key_memory_of, value_memory_of, settle_heads = memory_of.of_keys, memory_of.of_values, memory_of.settle
+    write_key_heads, write_value_heads = memory_of.write_keys, memory_of.write_values
     begin_keys, fill_keys = table_filler(key_format, variant.key_lookup, n_warps)
     begin_values, fill_values = table_filler(value_format, variant.value_lookup, n_warps)
     hold_keys, hold_values = table_holder(variant.key_lookup), table_holder(variant.value_lookup)
@@ -91,13 +96,15 @@ def attend_kernel(variant: AttendVariant) -> Any:
     begin_barriers, close, wait, drain, leave = arrivals(n_stages, is_bulk)
     wait_for_queries = _ptx_copies.wait_for_copies(0 if is_bulk else n_stages)
     warp_barriers = BARRIER_BYTES * n_stages
-    n_query, n_scores, n_columns = scores.query_words * n_tiles, TILE // 8 * 2 * n_tiles, 2 * n_tiles
+    holds_queries = scores.query_words > 0
+    n_query, n_scores, n_columns = max(1, scores.query_words * n_tiles), TILE // 8 * 2 * n_tiles, 2 * n_tiles
     n_o, n_norms, n_weights = sums.sums * n_tiles, TILE // 8 * n_blocks_of_value, 4 * n_blocks_of_value * n_tiles
     n_key_places, n_value_places = scores.places, sums.places
-    start_keys, score, start_values, add = scores.start, scores.score, sums.start, sums.add
+    start_keys, score = scores.start, scores.score
+    start_values, add, load_norms = sums.start, sums.add, sums.load_norms
     columns_at_once = COLUMNS * n_tiles
     shares_table, tables_per_head = variant.shares_table, variant.tables_per_head
-    has_softcap, is_scaled, has_skips = variant.has_softcap, has_norm(value_format), variant.has_skips
+    has_softcap, has_skips = variant.has_softcap, variant.has_skips
     survey, locate = split.survey, split.locate
     begin_row, turn_row, lay_row, clear_row, load_fragments = (
         rows.begin,
@@ -136,16 +143,6 @@ def attend_kernel(variant: AttendVariant) -> Any:
         return uint32(min(number_of(c, lane, first_column), uint32(n_used - uint32(1))))
 
     @device
-    def load_norms(stage: Any, norms_at: Any, norms: Any) -> None:
-        for i in range(TILE // 8):
-            for block in range(n_blocks_of_value):
-                norm = _ONE
-                if is_scaled:
-                    place = at(stage, uint32(norms_at + uint32(8 * i * value_bytes + block * value_block)))
-                    norm = _ptx.low_half(_ptx.load_shared_u16(place))
-                norms[n_blocks_of_value * i + block] = norm
-
-    @device
     def begin_queries(
         q_rows: Any, source: Any, seq: Any, head: Any, first_column: Any, shape: Any, warp: Any, lane: Any
     ) -> None:
@@ -181,7 +178,7 @@ def attend_kernel(variant: AttendVariant) -> Any:
         q_seq: Any, q_head: Any, q_row: Any, o_seq: Any, o_head: Any, o_row: Any,
         k_seq: Any, k_head: Any, v_seq: Any, v_head: Any, page_stride: Any, page_log2: Any,
         key_words_head: Any, value_words_head: Any, query_factor: Any, softcap: Any, value_factor: Any,
-        sparse_v: Any, tile_floor: Any,
+        sparse_v: Any, tile_floor: Any, image: Any, image_bytes: Any, key_row: Any, value_row: Any,
     ) -> None:  # fmt: skip
         q = cuda.local.array(n_query, uint32)
         s = cuda.local.array(n_scores, float32)
@@ -192,20 +189,25 @@ def attend_kernel(variant: AttendVariant) -> Any:
         weights = cuda.local.array(n_weights, uint32)
         key_places = cuda.local.array(n_key_places, uint32)
         value_places = cuda.local.array(n_value_places, uint32)
-        base = shared_address(cuda.shared.array(0, uint32), 0)
+        front = shared_address(cuda.shared.array(0, uint32), 0)
+        base = behind_image(front, image_bytes)
         thread = uint32(cuda.threadIdx.x)
         lane = uint32(thread & uint32(31))
         warp = agreed(uint32(thread >> uint32(5)))
-        key_side = keys, k_seq, k_head, pages, page_stride, page_log2
-        value_side = values, v_seq, v_head, pages, page_stride, page_log2
+        begin_image(front, image, image_bytes, warp, lane)
+        key_side = keys, k_seq, k_head, pages, page_stride, page_log2, key_row
+        value_side = values, v_seq, v_head, pages, page_stride, page_log2, value_row
+        key_bytes, value_bytes = key_size(key_row), value_size(value_row)
+        key_stage = uint32(uint32(key_bytes * uint32(TILE)) + uint32(SLACK))
+        value_stage = uint32(uint32(value_bytes * uint32(TILE)) + uint32(SLACK))
         source, shape = (queries, q_seq, q_head, q_row), (n_kv_heads, per_head, n_rows)
         target = out, o_seq, o_head, o_row, lse, gains, value_factor
         seen = last_token, n_rows, first_token, n_tokens, window
         shared_key_table, shared_value_table = at(base, uint32(key_table_at)), at(base, uint32(value_table_at))
         area, q_rows, laid = at(base, uint32(area_at)), at(base, uint32(rows_at)), at(base, uint32(laid_at))
         memory = area, q_rows, at(base, uint32(tops_at)), at(base, uint32(totals_at)), at(base, uint32(flag_at))
-        own_keys = at(area, uint32(warp * uint32(n_stages * (key_stage + value_stage))))
-        own_values = at(own_keys, uint32(n_stages * key_stage))
+        own_keys = at(area, uint32(warp * uint32(uint32(key_stage + value_stage) * uint32(n_stages))))
+        own_values = at(own_keys, uint32(key_stage * uint32(n_stages)))
         barriers = at(base, uint32(uint32(barriers_at) + uint32(warp * uint32(warp_barriers))))
         begin_barriers(barriers, lane)
         phases = uint32(0)
@@ -260,15 +262,17 @@ def attend_kernel(variant: AttendVariant) -> Any:
             for number in range(n_stages - 1):
                 barrier = at(barriers, uint32((number + 1) * BARRIER_BYTES))
                 ahead, behind = uint32(token + uint32((number + 1) * chunk)), uint32(token + uint32(number * chunk))
-                stage = at(own_keys, uint32((number + 1) * key_stage))
+                stage = at(own_keys, uint32(key_stage * uint32(number + 1)))
                 fetch_keys(stage, ahead, stop, barrier, lane, seq, head, key_side)
-                stage = at(own_values, uint32(number * value_stage))
+                stage = at(own_values, uint32(value_stage * uint32(number)))
                 fetch_values(stage, behind, stop, barrier, lane, seq, head, value_side)
                 close(barrier, lane, 0)
             if tables_per_head or is_first != uint32(0):
                 fill_keys(shared_key_table, key_word, head_key_words, warp, lane)
                 if not shares_table:
                     fill_values(shared_value_table, value_word, head_value_words, warp, lane)
+            key_memory = key_memory_of(front, base, key_table, laid, warp)
+            value_memory = value_memory_of(front, base, value_table, warp)
             hidden_from, hidden_to = int32(seen_to), int32(0)  # tokens that some row does not see
             for c in range(n_columns):
                 last, oldest = seen_by(uint32(column_of(c, lane, first_column, n_used) % uint32(n_rows)), seq, seen)
@@ -282,17 +286,20 @@ def attend_kernel(variant: AttendVariant) -> Any:
             _ptx.sync_warp()
             lay_queries(q_rows, laid, first_column, n_used, query_factor, warp, lane)
             sync()
-            load_fragments(laid, lane, q)
+            if holds_queries:
+                load_fragments(laid, lane, q)
             begin(top, total, o)
-            start_keys(keys_late(seq, head, key_side), lane, key_places)
-            late = values_late(seq, head, value_side)
-            start_values(late, lane, value_places)
-            norms_at = uint32(late + uint32(token_in_eight(uint32(lane >> uint32(2))) * uint32(value_bytes)))
+            key_late, late = keys_late(seq, head, key_side), values_late(seq, head, value_side)
+            start_keys(key_late, key_bytes, lane, key_places)
+            start_values(late, value_bytes, lane, value_places)
+            norms_at = uint32(late + uint32(token_in_eight(uint32(lane >> uint32(2))) * value_bytes))
             key_turn, value_turn = own_keys, own_values  # the stages of this tile
             turn = uint32(0)
             phases = wait(barriers, phases, turn)
             _ptx.sync_warp()
-            score(key_turn, key_places, key_table, key_place, q, s)
+            write_key_heads(key_turn, key_late, key_bytes, key_memory, lane)
+            settle_heads()
+            score(key_turn, key_places, key_memory, key_place, q, s)
             while token < stop:
                 if has_softcap:
                     cap(s, _ptx.float_from_bits(uint32(softcap)))
@@ -306,16 +313,19 @@ def attend_kernel(variant: AttendVariant) -> Any:
                 _ptx.sync_warp()  # all lanes are done with the stages that are filled now
                 ahead = uint32(token + uint32(n_stages * chunk))
                 barrier = at(barriers, uint32(turn * uint32(BARRIER_BYTES)))
-                stage = at(own_keys, uint32(turn * uint32(key_stage)))
+                stage = at(own_keys, uint32(turn * key_stage))
                 fetch_keys(stage, ahead, stop, barrier, lane, seq, head, key_side)
-                stage = at(own_values, uint32(turn_before * uint32(value_stage)))
+                stage = at(own_values, uint32(turn_before * value_stage))
                 fetch_values(stage, uint32(ahead - uint32(chunk)), stop, barrier, lane, seq, head, value_side)
                 close(barrier, lane, 0)
                 phases = wait(at(barriers, uint32(next_turn * uint32(BARRIER_BYTES))), phases, next_turn)
                 _ptx.sync_warp()
-                value_turn = at(own_values, uint32(turn * uint32(value_stage)))
-                key_turn = at(own_keys, uint32(next_turn * uint32(key_stage)))
-                load_norms(value_turn, norms_at, norms)
+                value_turn = at(own_values, uint32(turn * value_stage))
+                key_turn = at(own_keys, uint32(next_turn * key_stage))
+                write_key_heads(key_turn, key_late, key_bytes, key_memory, lane)
+                write_value_heads(value_turn, late, value_bytes, value_memory, lane)
+                settle_heads()
+                load_norms(value_turn, norms_at, value_memory, lane, norms)
                 if has_skips:
                     for c in range(n_columns):
                         if not is_used(c, lane, first_column, n_used):
@@ -328,12 +338,12 @@ def attend_kernel(variant: AttendVariant) -> Any:
                         weigh(s, norms, top, total, weights)
                         is_left = thin(weights, _ptx.float_from_bits(uint32(sparse_v)))
                         if agreed(_ptx.any_lane(is_left)) != uint32(0):
-                            add(value_turn, value_places, value_table, value_place, weights, o)
+                            add(value_turn, value_places, value_memory, value_place, weights, o)
                 else:
                     rise(s, norms, top, total, o)
                     weigh(s, norms, top, total, weights)
-                    add(value_turn, value_places, value_table, value_place, weights, o)
-                score(key_turn, key_places, key_table, key_place, q, s)  # of the next tile
+                    add(value_turn, value_places, value_memory, value_place, weights, o)
+                score(key_turn, key_places, key_memory, key_place, q, s)  # of the next tile
                 turn = next_turn
                 token = uint32(token + uint32(chunk))
             phases = drain(barriers, phases, turn)
@@ -350,5 +360,6 @@ def attend_kernel(variant: AttendVariant) -> Any:
             leave()
             sync()
             is_first = uint32(0)
+        end_image()
 
     return attend

@@ -5,13 +5,17 @@ from __future__ import annotations
 import functools
 from typing import NamedTuple
 
-from turbocode.formats.block_format import BlockFormat
+from turbocode.formats import BlockFormat, MultirateFormat
 from turbocode.kernels.attention.combine import Combiner, combiner
-from turbocode.kernels.attention.key_scores import HALF_TILE
+from turbocode.kernels.attention.key_scores import HALF_TILE, KeyScores, key_scores
 from turbocode.kernels.attention.lookup import Lookup
+from turbocode.kernels.attention.rated_scores import rated_scores
+from turbocode.kernels.attention.rated_sums import CHANNELS as RATED_CHANNELS
+from turbocode.kernels.attention.rated_sums import rated_channel, rated_sums
+from turbocode.kernels.attention.ring_heads import HEADS_BYTES
 from turbocode.kernels.attention.tile_copy import BARRIER_BYTES, stage_bytes
 from turbocode.kernels.attention.token_order import is_spread
-from turbocode.kernels.attention.value_sums import sum_channel, value_sums
+from turbocode.kernels.attention.value_sums import ValueSums, sum_channel, value_sums
 from turbocode.kernels.attention.word_copy import WORD
 from turbocode.kernels.attention.work_split import TABLE_BYTES
 from turbocode.kernels.fwht.hadamard import Rotation
@@ -22,7 +26,7 @@ COLUMNS = 8  # of a column tile: query heads of a KV head, times rows
 
 
 class AttendVariant(NamedTuple):
-    """Types are of fwht/lanes.py.
+    """Types are of fwht/lanes.py. Multirate formats are `any_schedule`, whose rows may have any size.
 
     shares_table : keys and values are looked up in one table; tables_per_head : each head has tables of its own
     n_column_tiles : of eight query columns that a block handles at once; n_warps, n_stages : of a block, of a warp
@@ -30,8 +34,8 @@ class AttendVariant(NamedTuple):
     is_paged : rows lie in pages; is_late : rows begin at any even address; is_bulk : one lane copies whole tiles
     """
 
-    key_format: BlockFormat
-    value_format: BlockFormat
+    key_format: BlockFormat | MultirateFormat
+    value_format: BlockFormat | MultirateFormat
     key_rotation: Rotation
     value_rotation: Rotation
     head_dim: int
@@ -54,7 +58,10 @@ class AttendVariant(NamedTuple):
 
 
 class SharedLayout(NamedTuple):
-    """Bytes from the beginning of a block's shared memory."""
+    """Bytes from the beginning of a block's shared memory; with a multirate side, from the end of its image of tables.
+
+    heads : of a warp, for each multirate side (ring_heads.py)
+    """
 
     key_table: int
     value_table: int
@@ -66,29 +73,42 @@ class SharedLayout(NamedTuple):
     flag: int
     barriers: int
     tokens: int
+    heads: int
     size: int
 
 
-def is_direct(form: BlockFormat) -> bool:
+def is_direct(form: BlockFormat | MultirateFormat) -> bool:
     """Whether the kernel knows the format: blocks are shared out among lanes that take multiples of four values."""
-    return form.values_per_block % HALF_TILE == 0
+    return form.values_per_block % (RATED_CHANNELS if isinstance(form, MultirateFormat) else HALF_TILE) == 0
 
 
-def stage_sizes(variant: AttendVariant) -> tuple[int, int]:
-    """Bytes of a warp's stage of keys, and of values."""
-    forms = variant.key_format, variant.value_format
-    keys, values = (stage_bytes(form.bytes_per_vector(variant.head_dim), TILE) for form in forms)
+def row_bytes(form: BlockFormat | MultirateFormat, head_dim: int) -> int:
+    """Bytes of a row that the kernel is compiled for, 0 for any."""
+    return 0 if isinstance(form, MultirateFormat) else form.bytes_per_vector(head_dim)
+
+
+def rated_sides(variant: AttendVariant) -> tuple[bool, bool]:
+    """Whether keys are multirate blocks, and values."""
+    keys, values = (isinstance(form, MultirateFormat) for form in (variant.key_format, variant.value_format))
     return keys, values
+
+
+def area_bytes(variant: AttendVariant, key_bytes: int, value_bytes: int) -> int:
+    """Shared memory of the stages, for rows of so many bytes, and afterwards of partial results."""
+    stages = stage_bytes(key_bytes, TILE) + stage_bytes(value_bytes, TILE)
+    return max(stages * variant.n_stages * variant.n_warps, joined(variant).area_bytes)
 
 
 @functools.cache
 def shared_layout(variant: AttendVariant) -> SharedLayout:
-    """Where what lies; the area holds the stages, and afterwards partial results."""
+    """Where what lies. The area is last if its size is not known before a call; it is not part of `size` then."""
     d, columns = variant.head_dim, COLUMNS * variant.n_column_tiles
-    stages = sum(stage_sizes(variant)) * variant.n_stages * variant.n_warps
+    n_rated = sum(rated_sides(variant))
     value_table = variant.key_lookup.shared_bytes
     area = value_table + (0 if variant.shares_table else variant.value_lookup.shared_bytes)
-    rows = area + max(stages, joined(variant).area_bytes)
+    rows = area
+    if not n_rated:
+        rows += area_bytes(variant, *(row_bytes(form, d) for form in (variant.key_format, variant.value_format)))
     fragments = rows + 4 * columns * d
     tops = fragments + 2 * columns * d
     totals = tops + 4 * columns
@@ -96,8 +116,27 @@ def shared_layout(variant: AttendVariant) -> SharedLayout:
     first_table = 0 if variant.shares_table else value_table
     barriers = flag + WORD
     tokens = barriers + (BARRIER_BYTES * variant.n_stages * variant.n_warps if variant.is_bulk else 0)
-    size = tokens + TABLE_BYTES
-    return SharedLayout(0, first_table, area, rows, fragments, tops, totals, flag, barriers, tokens, size)
+    heads = -(-(tokens + TABLE_BYTES) // WORD) * WORD
+    size = heads + HEADS_BYTES * n_rated * variant.n_warps
+    if n_rated:
+        area = size
+    return SharedLayout(0, first_table, area, rows, fragments, tops, totals, flag, barriers, tokens, heads, size)
+
+
+def scores_of(variant: AttendVariant) -> KeyScores:
+    """What scores keys."""
+    d, n_tiles, spreads = variant.head_dim, variant.n_column_tiles, is_spread(variant.value_format, variant.head_dim)
+    if isinstance(variant.key_format, MultirateFormat):
+        return rated_scores(d, n_tiles, TILE, spreads)
+    return key_scores(variant.key_format, d, variant.key_lookup, n_tiles, TILE, spreads)
+
+
+def sums_of(variant: AttendVariant) -> ValueSums:
+    """What sums values up."""
+    d, n_tiles, spreads = variant.head_dim, variant.n_column_tiles, is_spread(variant.value_format, variant.head_dim)
+    if isinstance(variant.value_format, MultirateFormat):
+        return rated_sums(d, n_tiles, TILE, spreads)
+    return value_sums(variant.value_format, d, variant.value_lookup, n_tiles, TILE, spreads)
 
 
 def part_floats(variant: AttendVariant) -> int:
@@ -107,9 +146,6 @@ def part_floats(variant: AttendVariant) -> int:
 
 def joined(variant: AttendVariant) -> Combiner:
     """What adds up partial results."""
-    d, n_tiles = variant.head_dim, variant.n_column_tiles
-    n_sums = value_sums(
-        variant.value_format, d, variant.value_lookup, n_tiles, TILE, is_spread(variant.value_format, d)
-    ).sums
-    channel_of = sum_channel(d, variant.value_format, variant.value_lookup)
-    return combiner(channel_of, d, n_sums, n_tiles, variant.n_warps)
+    d, form = variant.head_dim, variant.value_format
+    channel_of = rated_channel() if isinstance(form, MultirateFormat) else sum_channel(d, form, variant.value_lookup)
+    return combiner(channel_of, d, sums_of(variant).sums, variant.n_column_tiles, variant.n_warps)

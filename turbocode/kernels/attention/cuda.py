@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from turbocode.errors import OptionError
+from turbocode.formats import MultirateFormat
 from turbocode.kernels import _launch
 from turbocode.kernels._cuda import has_bulk_copies, multiprocessors, shared_limits
 from turbocode.kernels._launch import device_array, look, stream_handle
@@ -16,11 +18,13 @@ from turbocode.kernels.attention.attend_variant import (
     COLUMNS,
     WARP,
     AttendVariant,
+    area_bytes,
     is_direct,
     part_floats,
+    rated_sides,
     shared_layout,
 )
-from turbocode.kernels.attention.gpu_arrays import LOG2_E, Side, check_arrays, float_bits
+from turbocode.kernels.attention.gpu_arrays import LOG2_E, Side, check_arrays, compiled_format, float_bits
 from turbocode.kernels.attention.key_scores import LANES as KEY_LANES
 from turbocode.kernels.attention.lookup import (
     NO_TABLE,
@@ -31,6 +35,7 @@ from turbocode.kernels.attention.lookup import (
     lookup_words,
     table_scale,
 )
+from turbocode.kernels.attention.rated_arrays import RatedArrays
 from turbocode.kernels.attention.skipping import EVERYTHING
 from turbocode.kernels.attention.value_sums import LANES as VALUE_LANES
 from turbocode.kernels.gpu_call import VALUE_TYPES, WORD
@@ -60,6 +65,8 @@ SHAPES = (
 )
 WIDE_SHAPES = (Shape(8, 1, 2), Shape(4, 1, 2), Shape(1, 1, 2))
 ROOMY_SHAPES = (Shape(12, 1, 2), *WIDE_SHAPES)  # for look-ups that take more registers than shared memory's do
+RATED_SHAPES = (Shape(16, 1, 2), *WIDE_SHAPES)  # of multirate sides, whose tables take what is left
+RATED_TABLE_BYTES = (1 << 15, 1 << 13, 1 << 11, 0)  # at most, of the table of the other side
 TABLE_BYTES = (1 << 17, 1 << 16, 1 << 15, 1 << 13, 1 << 11, 0)  # at most, of one table
 SHORT = 4096  # keys a multiprocessor
 FULL_PAIRS = 128  # times the number of pairs of indices: bytes of a table of pairs that has a copy for each lane
@@ -73,7 +80,7 @@ class _Call:
     shared_bytes: int
     key_words: Any
     value_words: Any
-    counts: tuple[int, ...]
+    counts: tuple[Any, ...]
     n_work: int
     n_counters: int
 
@@ -95,8 +102,13 @@ class DecodeAttention:
             if not is_direct(side.block_format):
                 raise OptionError(f"{side.block_format.name} has no fast attention kernel")
         self._scales = [table_scale(side.block_format, side.centroids) for side in (keys, values)]
-        self._shares_table = keys.block_format == values.block_format and np.array_equal(
-            keys.centroids, values.centroids
+        self._rated = None
+        if any(isinstance(side.block_format, MultirateFormat) for side in (keys, values)):
+            self._rated = RatedArrays(keys, values)
+        self._shares_table = (
+            self._rated is None
+            and keys.block_format == values.block_format
+            and np.array_equal(keys.centroids, values.centroids)
         )
         self._tables: dict[tuple[int, int, Lookup], Any] = {}  # by device, side
         self._calls: dict[Any, _Call] = {}
@@ -202,8 +214,8 @@ class DecodeAttention:
         sums = d // 8 * 2
         n_tiles = 2 if columns > COLUMNS and sums <= MAX_WIDE_SUMS else 1
         variant = AttendVariant(
-            self.keys.block_format,
-            self.values.block_format,
+            compiled_format(self.keys.block_format),
+            compiled_format(self.values.block_format),
             self.keys.rotation,
             self.values.rotation,
             d,
@@ -226,12 +238,18 @@ class DecodeAttention:
         )
         n_vectors = n_seqs * n_kv_heads * n_tokens
         variant = self._fitted(variant, queries.device, sums * n_tiles > MAX_WIDE_SUMS, n_vectors)
-        kernel, layout = attend_kernel(variant), shared_layout(variant)
-        threads = WARP * variant.n_warps
+        kernel, threads = attend_kernel(variant), WARP * variant.n_warps
+        shared_bytes, rated = self._used_bytes(variant), None
+        if self._rated is not None:
+            room = _shared_room(queries.device, variant.blocks_at_once)
+            rated, shared_bytes = self._rated.on_device(queries.device, room - shared_bytes), room
         groups = -(-columns // (COLUMNS * n_tiles))
-        grid = n_blocks or _launch.resident(kernel, N_ARGS, threads, queries.device, layout.size)
+        grid = n_blocks or _launch.resident(kernel, N_ARGS, threads, queries.device, shared_bytes)
         lookups = variant.key_lookup, variant.value_lookup
-        tables = [self._table(queries.device, number, lookup) for number, lookup in enumerate(lookups)]
+        tables = [
+            rated.words[number] if rated and lookup.side_words else self._table(queries.device, number, lookup)
+            for number, lookup in enumerate(lookups)
+        ]
         gaps_of_tables = [
             4 * lookup.words if len(side.centroids) > 1 else 0
             for side, lookup in zip((self.keys, self.values), lookups, strict=True)
@@ -246,6 +264,8 @@ class DecodeAttention:
             *gaps_of_tables,
             *(float_bits(factor), float_bits(softcap * LOG2_E), float_bits(1 / self._scales[1])),
             *(float_bits(self.skipping.sparse_v), float_bits(self.skipping.tile_floor * LOG2_E)),
+            *((rated.image.pointer, 4 * rated.image.shape[0]) if rated else (0, 0)),
+            *(side.block_format.bytes_per_vector(d) for side in (self.keys, self.values)),
         )
         assert len(counts) + 12 == N_ARGS
         is_empty = 0 in (n_seqs, n_heads, n_rows)
@@ -253,7 +273,7 @@ class DecodeAttention:
             kernel,
             0 if is_empty else grid,
             threads,
-            layout.size,
+            shared_bytes,
             tables[0],
             tables[1],
             counts,
@@ -288,15 +308,27 @@ class DecodeAttention:
             self._tables[key] = _launch.upload(lookup_words(side.block_format, side.centroids, lookup), device)
         return self._tables[key]
 
+    def _used_bytes(self, variant: AttendVariant) -> int:
+        """Shared memory of a block, but for the image of multirate sides."""
+        size = shared_layout(variant).size
+        if any(rated_sides(variant)):
+            size += area_bytes(
+                variant, *(side.block_format.bytes_per_vector(self.head_dim) for side in (self.keys, self.values))
+            )
+        return size
+
     def _fitted(self, variant: AttendVariant, device: int, is_wide: bool, n_vectors: int) -> AttendVariant:
         """The variant with the layout and the copies of tables that the device's shared memory holds."""
-        per_block, per_multiprocessor = shared_limits(device)
         sides, kinds = (self.keys, self.values), self._table_kinds()
         is_roomy = self.tables in (TableKind.REGISTERS, TableKind.CACHED, TableKind.CONSTANT)
         shapes: tuple[Shape, ...] = WIDE_SHAPES if is_wide else ROOMY_SHAPES if is_roomy else SHAPES
+        sizes: Sequence[int] = TABLE_BYTES
+        image = 0
+        if self._rated is not None:
+            shapes, sizes, image = WIDE_SHAPES if is_wide else RATED_SHAPES, RATED_TABLE_BYTES, self._rated.least_bytes
         if self.shape:
             shapes = (self.shape,)
-        pairs = [(shape, most) for most in TABLE_BYTES for shape in shapes]
+        pairs = [(shape, most) for most in sizes for shape in shapes]
         is_scalar = not (variant.key_format.is_trellis or variant.value_format.is_trellis)
         if is_scalar and (is_wide or n_vectors > SHORT * multiprocessors()):
             full = FULL_PAIRS << 2 * max(variant.key_format.bits, variant.value_format.bits)
@@ -311,12 +343,11 @@ class DecodeAttention:
             )
             found = replace_shape(variant, shape, keys, values)
             found = found._replace(shares_table=self._shares_table and keys == values)
-            room = min(per_block, per_multiprocessor // shape.blocks_at_once - RESERVED)
-            if shared_layout(found).size <= room:
+            if self._used_bytes(found) + image <= _shared_room(device, shape.blocks_at_once):
                 return found
         raise OptionError(
-            f"{variant.key_format.name} and {variant.value_format.name} need {shared_layout(found).size} bytes of "
-            f"shared memory; this GPU has {per_block} a block"
+            f"{variant.key_format.name} and {variant.value_format.name} need {self._used_bytes(found) + image} bytes "
+            f"of shared memory; this GPU has {_shared_room(device, 1)} a block"
         )
 
 
@@ -329,6 +360,12 @@ class _Room:
     n_work: int
     n_counters: int
     owners: Any
+
+
+def _shared_room(device: int, blocks_at_once: int) -> int:
+    """Shared memory that a block may ask for where so many share a multiprocessor."""
+    per_block, per_multiprocessor = shared_limits(device)
+    return min(per_block, per_multiprocessor // blocks_at_once - RESERVED)
 
 
 def replace_shape(variant: AttendVariant, shape: Shape, key_lookup: Lookup, value_lookup: Lookup) -> AttendVariant:

@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from turbocode.errors import OptionError
-from turbocode.formats import BlockFormat
+from turbocode.formats import BlockFormat, MultirateFormat
 from turbocode.kernels import _launch
 from turbocode.kernels._launch import DeviceArray, device_array
 from turbocode.kernels.fwht.hadamard import Rotation
 from turbocode.kernels.gpu_call import check_blocks, check_vectors
+from turbocode.kernels.multirate.gpu_table import any_schedule
 
 LOG2_E = 1.0 / np.log(2.0)
 
@@ -27,9 +28,14 @@ class Side:
     centroids : float32 (1 or n_kv_heads, entries), as PackedSide has them; of a multirate side, each its gpu_table
     """
 
-    block_format: BlockFormat  # or a MultirateFormat, which the plain kernel alone knows
+    block_format: BlockFormat  # or a MultirateFormat, which prefill does not know
     rotation: Rotation
     centroids: NDArray[np.float32]
+
+
+def compiled_format(form: Any) -> Any:
+    """The format that kernels are compiled for: of multirate ones the schedule is data."""
+    return any_schedule(form) if isinstance(form, MultirateFormat) else form
 
 
 def open_arrays(

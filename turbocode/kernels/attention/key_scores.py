@@ -30,9 +30,11 @@ _ZERO, _ONE = np.float32(0.0), np.float32(1.0)
 
 
 class KeyScores(NamedTuple):
-    """query_words : of a lane and a column tile; places : words that say where a lane reads
+    """query_words : of a lane and a column tile, 0 if it reads them where they are laid out; places : words that say
+    where a lane reads
 
-    start(late, lane, places) : set places uint32 for tiles whose first row begins `late` bytes behind their address
+    start(late, row_bytes, lane, places) : set places uint32 for tiles whose first row begins `late` bytes behind their
+        address
     score(tile, places, table, place, q, s) : set s float32 (8 tiles,): s[2 (tiles i + n) + e] is the score of token
         8 i + token_of(g) and query 8 n + 2 t + e
     """
@@ -112,7 +114,7 @@ def key_scores(
         return score
 
     @device
-    def start(late: Any, lane: Any, places: Any) -> None:
+    def start(late: Any, _: Any, lane: Any, places: Any) -> None:
         token = token_in_eight(uint32(lane >> uint32(2)))
         row = uint32(late + uint32(token * uint32(row_bytes)))
         for block in range(n_blocks):

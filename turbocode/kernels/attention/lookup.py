@@ -22,7 +22,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from turbocode.formats.block_format import BlockFormat, Layout
+from turbocode.formats import BlockFormat, MultirateFormat
+from turbocode.formats.block_format import Layout
+from turbocode.kernels.attention.rate_tables import side_word_count
+from turbocode.kernels.attention.unbiased_halves import unbiased_halves
 
 MAX_COPIES_LOG2 = 5
 BYTE_ROW = 256  # bytes of an entry that a byte chooses
@@ -46,6 +49,7 @@ class Lookup(NamedTuple):
     """index_bits : of a stream that a look-up consumes or sees, 0 without a table; copies_log2 : copies of the table
 
     is_by_byte : entries are two words, 32 times, 256 bytes in all; else one word
+    side_words : of a multirate side (rate_tables.py), which lie in shared memory instead of a table
     constants : the words of TableKind.CONSTANT
     """
 
@@ -54,6 +58,7 @@ class Lookup(NamedTuple):
     is_by_byte: bool = False
     kind: TableKind = TableKind.SHARED
     constants: bytes = b""
+    side_words: int = 0
 
     @property
     def entries(self) -> int:
@@ -62,10 +67,12 @@ class Lookup(NamedTuple):
     @property
     def in_shared(self) -> bool:
         """Whether there is a table in shared memory."""
-        return self.index_bits > 0 and self.kind in (TableKind.SHARED, TableKind.MAGNITUDES)
+        return (self.index_bits > 0 or self.side_words > 0) and self.kind in (TableKind.SHARED, TableKind.MAGNITUDES)
 
     @property
     def shared_bytes(self) -> int:
+        if self.side_words:
+            return 4 * self.side_words
         if not self.in_shared:
             return 0
         return self.entries * BYTE_ROW if self.is_by_byte else self.entries * 4 << self.copies_log2
@@ -73,7 +80,8 @@ class Lookup(NamedTuple):
     @property
     def words(self) -> int:
         """Of all entries in global memory."""
-        return 2 if self.kind is TableKind.REGISTERS else max(1, self.entries * (2 if self.is_by_byte else 1))
+        n = 2 if self.kind is TableKind.REGISTERS else max(1, self.entries * (2 if self.is_by_byte else 1))
+        return self.side_words or n
 
     @property
     def low(self) -> int:
@@ -94,8 +102,10 @@ def is_joint(form: BlockFormat) -> bool:
     return form.bits == 2
 
 
-def lookup_for(form: BlockFormat, shared_bytes: int) -> Lookup:
+def lookup_for(form: BlockFormat | MultirateFormat, shared_bytes: int) -> Lookup:
     """The look-up of a format whose table is best for `shared_bytes`; the smallest has one copy and any size."""
+    if isinstance(form, MultirateFormat):
+        return Lookup(0, 0, side_words=side_word_count(form.head_dim))
     if form.layout in _TABLE_FREE:
         return NO_TABLE
     if form.is_trellis:
@@ -113,8 +123,12 @@ def lookup_for(form: BlockFormat, shared_bytes: int) -> Lookup:
     return Lookup(index_bits, copies)
 
 
-def is_possible(form: BlockFormat, parts: int, kind: TableKind, centroids: NDArray[np.float32]) -> bool:
+def is_possible(
+    form: BlockFormat | MultirateFormat, parts: int, kind: TableKind, centroids: NDArray[np.float32]
+) -> bool:
     """Whether a format's centroids (n, entries) can be looked up so, where `parts` lanes share a block."""
+    if isinstance(form, MultirateFormat):
+        return kind is TableKind.SHARED
     if kind is TableKind.REGISTERS:
         return (
             form.layout is Layout.BITSTREAM
@@ -152,25 +166,7 @@ def _scale_of(magnitudes: tuple[float, ...]) -> float:
     return float(np.float32(scales[error.argmin()]))
 
 
-def _unbiased_halves(table: NDArray[np.float32]) -> NDArray[np.uint32]:
-    """A trellis's values as float16 bits, some rounded the other way so that their errors add up to nothing.
-
-    States are about equally frequent. The mean error would be the same for all tokens, and so it alone would survive in
-    the average over a long context, where random errors cancel.
-    """
-    rounded = table.astype(np.float16)
-    error = rounded.astype(np.float64) - table
-    other = np.nextafter(rounded, np.where(error > 0, np.float16(-np.inf), np.float16(np.inf)))
-    change = other.astype(np.float64) - rounded.astype(np.float64)
-    for i in np.argsort(np.abs(np.abs(error) - np.abs(change) / 2), kind="stable"):  # those that lie half way first
-        if abs(error.sum() + change[i]) < abs(error.sum()):
-            rounded[i] = other[i]
-            error[i] += change[i]
-            change[i] = 0.0
-    return rounded.view(np.uint16).astype(np.uint32)
-
-
-def table_scale(form: BlockFormat, centroids: NDArray[np.float32]) -> float:
+def table_scale(form: BlockFormat | MultirateFormat, centroids: NDArray[np.float32]) -> float:
     """What a table's values are multiplied by: with few magnitudes there is a scale by which they are nearly float16
     numbers, within 1e-5 for four of them."""
     if form.layout in _TABLE_FREE or form.is_trellis or form.layout is Layout.Q4_0:
@@ -188,7 +184,7 @@ def lookup_words(form: BlockFormat, centroids: NDArray[np.float32], lookup: Look
         return np.zeros((1, 1), np.uint32)
     i = np.arange(lookup.entries)
     if form.is_trellis:
-        halves = np.stack([_unbiased_halves(table) for table in centroids])
+        halves = np.stack([unbiased_halves(table) for table in centroids])
         if lookup.index_bits == form.states_log2:
             return halves
         states = (1 << form.states_log2) - 1

@@ -8,17 +8,22 @@ from typing import Any
 import numpy as np
 
 from turbocode.errors import OptionError
-from turbocode.formats import BlockFormat, MultirateFormat
 from turbocode.kernels import _launch
 from turbocode.kernels._cuda import multiprocessors
 from turbocode.kernels._launch import DeviceArray, device_array, stream_handle
-from turbocode.kernels.attention.gpu_arrays import LOG2_E, Side, check_arrays, float_bits, open_arrays
+from turbocode.kernels.attention.gpu_arrays import (
+    LOG2_E,
+    Side,
+    check_arrays,
+    compiled_format,
+    float_bits,
+    open_arrays,
+)
 from turbocode.kernels.attention.merge_kernel import THREADS as MERGE_THREADS
 from turbocode.kernels.attention.merge_kernel import merge_kernel
 from turbocode.kernels.attention.plain_kernel import N_ARGS, WARP, WARPS, PlainVariant, plain_kernel
 from turbocode.kernels.attention.skipping import EVERYTHING
 from turbocode.kernels.gpu_call import VALUE_TYPES, view
-from turbocode.kernels.multirate.gpu_table import any_schedule
 
 MIN_SPLIT_TOKENS = 64
 BLOCKS_PER_MULTIPROCESSOR = 4
@@ -68,8 +73,8 @@ class PlainAttention:
         n_splits = max(1, min(wanted, -(-n_tokens // MIN_SPLIT_TOKENS)))
         parts, part_lses = self._room(device, handle, (n_splits, *q.shape))
         variant = PlainVariant(
-            _compiled_format(self.keys.block_format),
-            _compiled_format(self.values.block_format),
+            compiled_format(self.keys.block_format),
+            compiled_format(self.values.block_format),
             self.keys.rotation,
             self.values.rotation,
             self.head_dim,
@@ -107,10 +112,6 @@ class PlainAttention:
             lses = _launch.upload(np.zeros(n_rows, np.float32), device)
             found = self._rooms[device, stream] = outputs, lses, found  # runs still may use the smaller ones
         return view(found[0], shape, "float32"), view(found[1], shape[:-1], "float32")
-
-
-def _compiled_format(form: Any) -> BlockFormat | MultirateFormat:
-    return any_schedule(form) if isinstance(form, MultirateFormat) else form
 
 
 def merge(outputs: Any, lses: Any, *, out: Any = None, lse: Any = None, stream: Any = None) -> tuple[Any, Any]:

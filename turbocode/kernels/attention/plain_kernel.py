@@ -16,6 +16,7 @@ from turbocode.formats import BlockFormat, MultirateFormat
 from turbocode.kernels import _ptx, _ptx_copies
 from turbocode.kernels._cuda import at, cuda, device, kernel, shared_address, types
 from turbocode.kernels.attention.lookup import NO_TABLE
+from turbocode.kernels.attention.pages import place_of_token
 from turbocode.kernels.attention.query_rows import query_rows
 from turbocode.kernels.attention.softmax import UNSEEN
 from turbocode.kernels.attention.stored_value import stored_value
@@ -150,9 +151,7 @@ def plain_kernel(variant: PlainVariant) -> Any:
         while token < end:
             entry, within = uint64(seq), uint64(token)
             if is_paged:
-                page = uint64(seq) * page_stride + uint64(uint32(token >> uint32(page_log2)))
-                entry = uint64(_ptx.load_u32(pages + page * uint64(4)))
-                within = uint64(uint32(token & uint32(uint32(uint32(1) << uint32(page_log2)) - uint32(1))))
+                entry, within = place_of_token(token, pages + uint64(seq) * page_stride * uint64(4), page_log2)
             key = keys + (entry * k_seq + uint64(head) * k_head + within * k_token)
             value = values + (entry * v_seq + uint64(head) * v_head + within * v_token)
             score = _ZERO

@@ -12,8 +12,10 @@ from turbocode.kernels._launch import DeviceArray, device_array, stream_handle
 from turbocode.kernels.attention.eight_values import is_known, lookup_of_pairs
 from turbocode.kernels.attention.gpu_arrays import LOG2_E, Side, check_arrays, float_bits, open_arrays
 from turbocode.kernels.attention.lookup import lookup_words, table_scale
+from turbocode.kernels.attention.pages import LEAST_TOKENS
 from turbocode.kernels.attention.prefill_kernel import N_ARGS, prefill_kernel
-from turbocode.kernels.attention.prefill_variant import WARP, WORD, PrefillVariant, prefill_layout
+from turbocode.kernels.attention.prefill_variant import WARP, PrefillVariant, prefill_layout
+from turbocode.kernels.attention.word_copy import WORD
 from turbocode.kernels.fwht.cuda import rotate, unrotate
 
 RESERVED = 1 << 10  # bytes of shared memory that the driver takes of each block
@@ -68,22 +70,24 @@ class PrefillAttention:
         window: int = 0,
         softcap: float = 0.0,
         first_token: int = 0,
+        pages: Any = None,
         gains: Any = None,
         out: Any = None,
         lse: Any = None,
         stream: Any = None,
     ) -> tuple[Any, Any]:
-        out, lse, arrays = open_arrays(queries, keys, values, last_token, out, lse, None, gains)
+        out, lse, arrays = open_arrays(queries, keys, values, last_token, out, lse, pages, gains)
         n_seqs, n_heads, n_rows = check_arrays(arrays, self.keys, self.values, self.head_dim)
         q, k, _, last, target, _, _, _ = arrays
-        n_tokens = k.shape[2]
         if window < 0 or softcap < 0 or first_token < 0 or scale <= 0:
             raise OptionError(
                 f"window {window}, softcap {softcap}, first_token {first_token}, scale {scale}: "
                 "allowed are numbers from 0 on, a scale above 0"
             )
-        if last is None and n_rows > n_tokens:
-            raise OptionError(f"{n_rows} rows are more than the cache's {n_tokens} tokens; give last_token")
+        if last is None and pages is not None:
+            raise OptionError("pages do not say how many tokens a sequence has; give last_token")
+        if last is None and n_rows > k.shape[2]:
+            raise OptionError(f"{n_rows} rows are more than the cache's {k.shape[2]} tokens; give last_token")
         if 0 in (n_seqs, n_heads, n_rows):
             return out, lse
         handle = stream_handle(stream, q.stream)
@@ -117,16 +121,24 @@ class PrefillAttention:
         first_token: int,
         stream: int,
     ) -> None:
-        q, k, v, last, _, lse, _, gains = arrays
+        q, k, v, last, _, lse, pages, gains = arrays
         n_seqs, n_heads, n_rows, _ = q.shape
         n_kv_heads, n_tokens = k.shape[1:3]
+        is_paged, page_tokens = pages is not None, k.shape[2]
+        if is_paged:
+            n_tokens = pages.shape[1] * page_tokens
         per_head = n_heads // n_kv_heads
         starts = [_launch.number_of(side.pointer) for side in (k, v)]
         gaps = [s for side in (k, v) for s, n in zip(side.strides[:2], side.shape[:2], strict=True) if n > 1]
         is_late = any(number % WORD for number in (*starts, *gaps))
         if any(number % 2 for number in (*starts, *gaps)):
             raise OptionError(f"blocks begin at strides {gaps}; allowed are even numbers of bytes")
-        variant = self._variant(q.device, is_late, softcap > 0)
+        if is_paged and (is_late or page_tokens % LEAST_TOKENS or page_tokens & (page_tokens - 1)):
+            raise OptionError(
+                f"pages of {page_tokens} tokens whose rows begin at strides {gaps}: allowed are 16, 32, 64, ... tokens "
+                "and multiples of 16 bytes"
+            )
+        variant = self._variant(q.device, is_late, softcap > 0, is_paged)
         tables = self._on_device.get(q.device)
         if tables is None:
             tables = self._on_device[q.device] = [_launch.upload(words, q.device) for words in self._words]
@@ -134,7 +146,7 @@ class PrefillAttention:
         args = (
             *(source.pointer, target.pointer, lse.pointer, k.pointer, v.pointer),
             *(tables[0].pointer, tables[1].pointer, 0 if last is None else last.pointer),
-            0 if gains is None else gains.pointer,
+            *(0 if gains is None else gains.pointer, pages.pointer if is_paged else 0),
             *(n_seqs, n_kv_heads, per_head, n_rows, n_tokens, first_token, max(n_tokens - n_rows, 0), window),
             *source.strides[:3],
             *target.strides[:3],
@@ -142,6 +154,7 @@ class PrefillAttention:
             *(4 * words.shape[1] if len(words) > 1 else 0 for words in self._words),
             *(float_bits(factor), float_bits(softcap * LOG2_E), float_bits(1 / self._scales[1])),
             *(int(last is not None), int(gains is not None)),
+            *((pages.strides[0] // 4, page_tokens.bit_length() - 1) if is_paged else (0, 0)),
         )
         assert len(args) == N_ARGS
         grid = -(-per_head * n_rows // variant.rows) * n_kv_heads * n_seqs
@@ -149,7 +162,7 @@ class PrefillAttention:
         _launch.launch(prefill_kernel(variant), grid, WARP * variant.n_warps, q.device, stream, args, shared_bytes=size)
 
     @functools.lru_cache(maxsize=64)  # noqa: B019 - as many as there are devices and options, for as long as it lives
-    def _variant(self, device: int, is_late: bool, has_softcap: bool) -> PrefillVariant:
+    def _variant(self, device: int, is_late: bool, has_softcap: bool, is_paged: bool) -> PrefillVariant:
         """The variant with the layout and the copies of tables that the device's shared memory holds."""
         forms = self.keys.block_format, self.values.block_format
         per_block, per_multiprocessor = shared_limits(device)
@@ -169,6 +182,7 @@ class PrefillAttention:
                     shape.blocks_at_once,
                     is_late,
                     has_softcap,
+                    is_paged,
                 )
                 room = min(per_block, per_multiprocessor // shape.blocks_at_once - RESERVED)
                 if prefill_layout(found).size <= room:

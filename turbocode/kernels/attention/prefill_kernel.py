@@ -21,15 +21,14 @@ from turbocode.kernels.attention.prefill_variant import (
     BOUNDS_BYTES,
     WARP,
     WARP_ROWS,
-    WORD,
     PrefillVariant,
     prefill_layout,
     stage_bytes,
 )
 from turbocode.kernels.attention.shared_table import table_filler
-from turbocode.kernels.attention.word_copy import copy_word
+from turbocode.kernels.attention.word_copy import WORD, copy_word
 
-N_ARGS = 34
+N_ARGS = 37
 EVERY = 1 << 30  # more tokens than there are
 
 float32, int32, uint32, uint64 = types.float32, types.int32, types.uint32, types.uint64
@@ -55,9 +54,10 @@ def prefill_kernel(variant: PrefillVariant) -> Any:
     """The kernel of n_warps * 32 threads, a block for each n_warps * 16 rows of a KV head. Arguments, all uint64:
 
     queries, out : float16, rotated, with strides in bytes by sequence, head and row; lse : float32 (S, H, R)
-    keys, values : rows of a head side by side, with strides in bytes by sequence and head
+    keys, values : rows of a head side by side, with strides in bytes by sequence (by page) and head
     key_words, value_words : tables (lookup.py), with a stride by head
     last_token : int32 (S, R), if has_last; else row r is the token at first_row + r; gains : float32 (H,), if has_gains
+    pages : int32 (S, stride)
     """
     d, tile, n_warps, rows = variant.head_dim, variant.tile, variant.n_warps, variant.rows
     threads, row_bytes, row_words = WARP * n_warps, variant.row_bytes, d // 8
@@ -66,8 +66,11 @@ def prefill_kernel(variant: PrefillVariant) -> Any:
     key_stages_at, value_stages_at, bounds_at, _ = places[5:]
     key_stage = stage_bytes(variant.key_format, d, tile)
     value_stage = stage_bytes(variant.value_format, d, tile)
-    key_side = tile_decoder(variant.key_format, d, variant.key_lookup, tile, row_bytes, threads, variant.is_late)
-    value_side = tile_decoder(variant.value_format, d, variant.value_lookup, tile, row_bytes, threads, variant.is_late)
+    sides = (variant.key_format, variant.key_lookup), (variant.value_format, variant.value_lookup)
+    is_late, is_paged = variant.is_late, variant.is_paged
+    key_side, value_side = (
+        tile_decoder(form, d, lookup, tile, row_bytes, threads, is_late, is_paged) for form, lookup in sides
+    )
     fetch_keys, begin_keys, decode_keys, n_key_places = key_side.fetch, key_side.begin, key_side.decode, key_side.places
     fetch_values, begin_values, decode_values = value_side.fetch, value_side.begin, value_side.decode
     n_value_places = value_side.places
@@ -180,12 +183,13 @@ def prefill_kernel(variant: PrefillVariant) -> Any:
     @kernel(launch_bounds=(threads, variant.blocks_at_once))
     def prefill(
         queries: Any, out: Any, lse: Any, keys: Any, values: Any, key_words: Any, value_words: Any, last_token: Any,
-        gains: Any,
+        gains: Any, pages: Any,
         n_seqs: Any, n_kv_heads: Any, per_head: Any, n_rows: Any, n_tokens: Any, first_token: Any, first_row: Any,
         window: Any,
         q_seq: Any, q_head: Any, q_row: Any, o_seq: Any, o_head: Any, o_row: Any,
         k_seq: Any, k_head: Any, v_seq: Any, v_head: Any, key_words_head: Any, value_words_head: Any,
-        score_factor: Any, softcap: Any, value_factor: Any, has_last: Any, has_gains: Any,
+        score_factor: Any, softcap: Any, value_factor: Any, has_last: Any, has_gains: Any, page_stride: Any,
+        page_log2: Any,
     ) -> None:  # fmt: skip
         s = cuda.local.array(n_scores, float32)
         o = cuda.local.array(n_sums, float32)
@@ -209,8 +213,13 @@ def prefill_kernel(variant: PrefillVariant) -> Any:
         head = uint32(rest - uint32(seq * uint32(n_kv_heads)))
         key_table, value_table = at(base, uint32(key_words_at)), at(base, uint32(value_words_at))
         key_stages, value_stages = at(base, uint32(key_stages_at)), at(base, uint32(value_stages_at))
-        key_rows = keys + (uint64(seq) * k_seq + uint64(head) * k_head)
-        value_rows = values + (uint64(seq) * v_seq + uint64(head) * v_head)
+        key_rows, value_rows = keys + uint64(head) * k_head, values + uint64(head) * v_head
+        entries = uint64(0)
+        if is_paged:
+            entries = pages + uint64(seq) * page_stride * uint64(4)
+        else:
+            key_rows, value_rows = key_rows + uint64(seq) * k_seq, value_rows + uint64(seq) * v_seq
+        key_paging, value_paging = (entries, k_seq, page_log2), (entries, v_seq, page_log2)
         first_of_warp = uint32(first + uint32(warp * uint32(WARP_ROWS)))
         number = uint32(first_of_warp + uint32(lane >> uint32(2)))
         last, oldest = seen_by(number, seq, shape, seen)
@@ -235,8 +244,8 @@ def prefill_kernel(variant: PrefillVariant) -> Any:
         token = uint32(uint32(min(seen_from, seen_to)) // uint32(tile) * uint32(tile))
         fetch_queries(at(base, uint32(queries_at)), first, seq, head, shape, source, thread)
         if token < stop:
-            fetch_keys(key_stages, key_rows, token, stop, thread)
-            fetch_values(value_stages, value_rows, token, stop, thread)
+            fetch_keys(key_stages, key_rows, key_paging, token, stop, thread)
+            fetch_values(value_stages, value_rows, value_paging, token, stop, thread)
         _ptx_copies.close_copies()
         words = key_words + uint64(head) * key_words_head
         fill_key_words(key_table, begin_key_words(words, warp, lane), words, warp, lane)
@@ -255,8 +264,10 @@ def prefill_kernel(variant: PrefillVariant) -> Any:
             # Where a thread reads and writes is worked out anew each time: registers limit how many warps there are.
             here = _ptx.anchored(thread)
             if ahead < stop:
-                fetch_keys(at(key_stages, uint32(next_turn * uint32(key_stage))), key_rows, ahead, stop, here)
-                fetch_values(at(value_stages, uint32(next_turn * uint32(value_stage))), value_rows, ahead, stop, here)
+                stage = at(key_stages, uint32(next_turn * uint32(key_stage)))
+                fetch_keys(stage, key_rows, key_paging, ahead, stop, here)
+                stage = at(value_stages, uint32(next_turn * uint32(value_stage)))
+                fetch_values(stage, value_rows, value_paging, ahead, stop, here)
             _ptx_copies.close_copies()
             key_copy = uint32(uint32(here & uint32(key_copies - 1)) << uint32(2))
             begin_keys(key_rows, here, key_places)

@@ -15,8 +15,8 @@ import numpy as np
 from turbocode.kernels import _ptx, _ptx_matrices
 from turbocode.kernels._cuda import at, cuda, device, types
 from turbocode.kernels.attention.in_turn import three_in_turn
-from turbocode.kernels.attention.prefill_variant import WORD
 from turbocode.kernels.attention.softmax import NOTHING, UNSEEN
+from turbocode.kernels.attention.word_copy import WORD
 
 STEP = 16  # channels, or tokens, of one product
 AT_ONCE = 8  # sums that one loop goes through: longer ones are not unrolled, and leave the registers

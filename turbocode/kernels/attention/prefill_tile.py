@@ -10,15 +10,17 @@ from turbocode.kernels import _ptx
 from turbocode.kernels._cuda import at, cuda, device, types
 from turbocode.kernels.attention.eight_values import EIGHT, eight_values
 from turbocode.kernels.attention.lookup import Lookup
+from turbocode.kernels.attention.pages import LEAST_TOKENS, place_of_token
 from turbocode.kernels.attention.word_copy import WORD, copy_end, copy_word
 
 int32, uint32, uint64 = types.int32, types.uint32, types.uint64
 
 
 class TileDecoder(NamedTuple):
-    """fetch(stage, rows, token, stop, thread) : start copying the tile from `token` on, of which tokens before `stop`,
-        at least one, are there; others are zeros. rows : uint64 address of token 0; token : a multiple of 8
-
+    """fetch(stage, rows, paging, token, stop, thread) : start copying the tile from `token` on, a multiple of the tile,
+        of which tokens before `stop`, at least one, are there; others are zeros. rows : uint64 address of token 0 of a
+        head, with pages of its first row in page 0; paging : (address of the sequence's pages, bytes from page to page,
+        log2 of a page's tokens), uint64
     begin(rows, thread, places) : set places uint32 (places,) for tiles of that head
     decode(stage, target, places, words, copy) : a stage to float16 rows at a shared address
     """
@@ -31,7 +33,14 @@ class TileDecoder(NamedTuple):
 
 @functools.cache
 def tile_decoder(
-    form: BlockFormat, head_dim: int, lookup: Lookup, tile: int, target_bytes: int, threads: int, is_late: bool
+    form: BlockFormat,
+    head_dim: int,
+    lookup: Lookup,
+    tile: int,
+    target_bytes: int,
+    threads: int,
+    is_late: bool,
+    is_paged: bool,
 ) -> TileDecoder:
     """The functions for a block of `threads`; target_bytes : from one float16 row to the next."""
     row_bytes, block_bytes, n = form.bytes_per_vector(head_dim), form.bytes_per_block, form.values_per_block
@@ -43,7 +52,7 @@ def tile_decoder(
     at_once = min(tile, threads // parts // 2 * 2)
     steps = -(-tile // at_once)
     is_even = steps * at_once == tile and at_once * parts == threads
-    n_places = eight.places + 2
+    n_places, part_bytes = eight.places + 2, LEAST_TOKENS * row_bytes
     target_at, token_at = eight.places, eight.places + 1
 
     @device
@@ -54,19 +63,35 @@ def tile_decoder(
         return late
 
     @device
-    def fetch(stage: Any, rows: Any, token: Any, stop: Any, thread: Any) -> None:
+    def address(source: Any, paging: Any, token: Any, byte: Any) -> Any:
+        """Where a byte of the tile lies."""
+        if is_paged:
+            entries, page_gap, page_log2 = paging
+            part = uint32(byte // uint32(part_bytes))  # whose rows lie side by side
+            page, within = place_of_token(uint32(token + uint32(part * uint32(LEAST_TOKENS))), entries, page_log2)
+            rest = uint64(uint32(byte - uint32(part * uint32(part_bytes))))
+            return source + (page * page_gap + within * uint64(row_bytes) + rest)
+        return source + uint64(byte)
+
+    @device
+    def fetch(stage: Any, rows: Any, paging: Any, token: Any, stop: Any, thread: Any) -> None:
         late = lateness(rows)
-        source = rows - uint64(late) + uint64(token) * uint64(row_bytes)
+        source = rows - uint64(late)
+        if not is_paged:
+            source = source + uint64(token) * uint64(row_bytes)
         n_bytes = int32(int32(int32(stop - token) * int32(row_bytes)) + int32(late))
         word = uint32(thread)
         while word < uint32(stage_words):
             byte = uint32(word * uint32(WORD))
-            copy_word(at(stage, byte), source + uint64(byte), int32(n_bytes - int32(byte)))
+            of = source
+            if int32(byte) < n_bytes:  # else there may be no such page
+                of = address(source, paging, token, byte)
+            copy_word(at(stage, byte), of, int32(n_bytes - int32(byte)))
             word = uint32(word + uint32(threads))
         rest = uint32(uint32(n_bytes) & uint32(WORD - 1))
         end = uint32(uint32(n_bytes) - rest)
         if rest != uint32(0) and end < uint32(stage_words * WORD):
-            copy_end(at(stage, end), source + uint64(end), rest, thread)
+            copy_end(at(stage, end), address(source, paging, token, end), rest, thread)
 
     @device
     def begin(rows: Any, thread: Any, places: Any) -> None:

@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 from turbocode.formats.block_format import BlockFormat
 from turbocode.kernels.attention.lookup import Lookup
+from turbocode.kernels.attention.word_copy import WORD
 
 WARP = 32
 WARP_ROWS = 16  # query rows of a warp: those of one product of matrices
-WORD = 16
 SLACK = 2 * WORD  # behind a stage: rows may begin up to 14 bytes late, and the last word read ends beyond them
 N_STAGES = 2
 BOUNDS_BYTES = 16  # of a warp: which tokens some row of it sees, and which all see; those of each row follow
@@ -19,7 +19,7 @@ class PrefillVariant(NamedTuple):
     """tile : tokens that a block handles at a time; n_warps : of a block, of 16 query rows each
 
     shares_table : keys and values are looked up in one table
-    is_late : rows begin at any even address
+    is_late : rows begin at any even address; is_paged : they lie in pages
     """
 
     key_format: BlockFormat
@@ -33,6 +33,7 @@ class PrefillVariant(NamedTuple):
     blocks_at_once: int
     is_late: bool
     has_softcap: bool
+    is_paged: bool
 
     @property
     def rows(self) -> int:

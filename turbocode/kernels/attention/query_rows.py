@@ -15,7 +15,7 @@ from turbocode.kernels import _ptx, _ptx_copies
 from turbocode.kernels._cuda import at, cuda, device, types
 from turbocode.kernels.attention.key_scores import LANES
 from turbocode.kernels.attention.lookup import Lookup
-from turbocode.kernels.attention.reading import place_of_key
+from turbocode.kernels.attention.reading import place_of_key, values_shared
 from turbocode.kernels.fwht.hadamard import Rotation
 from turbocode.kernels.fwht.in_shared import in_shared, read, write
 from turbocode.kernels.fwht.lanes import BFLOAT16, FLOAT32, VALUE_BYTES
@@ -69,7 +69,8 @@ def query_rows(
     flip_first, rotate = forth.flip, forth.transform
     store_group, flip, unrotate = back.store, back.flip, back.transform
     is_rotated, is_rotated_back = not key_rotation.is_identity, not value_rotation.is_identity
-    in_block, run = key_format.values_per_block, key_format.values_per_block // LANES
+    in_block = values_shared(key_format, LANES)
+    run = in_block // LANES
     n_words = head_dim // (2 * LANES)
     fragment_bytes, query_words, per_lane = 128 * n_words, head_dim * query_bytes // 16, -(-head_dim // WARP)
     words_per_lane = -(-LANES * n_words // WARP)

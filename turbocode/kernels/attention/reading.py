@@ -1,6 +1,6 @@
 """How the lanes of the fast attention kernel share and decode blocks, format by format.
 
-`parts` lanes share a block, each takes a run of its values: 4 lanes a key, 8 a value.
+`parts` lanes share a block, each takes a run of its values: 4 lanes a key, 8 a value. Multirate blocks: half_run.py.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from turbocode.formats import BlockFormat, Layout, MultirateFormat
 from turbocode.kernels._cuda import device, types
 from turbocode.kernels.attention.lane_run import Reading
 from turbocode.kernels.attention.lookup import Lookup, TableKind, is_joint
+from turbocode.kernels.attention.rate_tables import HALF_RUN
 from turbocode.kernels.attention.run_in_registers import in_registers
 from turbocode.kernels.attention.run_of_indices import of_bytes, of_indices, of_planes
 from turbocode.kernels.attention.run_of_numbers import of_float16, of_int8
@@ -35,6 +36,11 @@ def reading(form: BlockFormat, parts: int, lookup: Lookup) -> Reading:
     if form.layout is Layout.FLOAT16:
         return of_float16(values, parts)
     return of_bytes(form, values, parts) if lookup.is_by_byte else of_indices(form, values, parts, lookup)
+
+
+def values_shared(form: BlockFormat | MultirateFormat, parts: int) -> int:
+    """Values of which `parts` lanes take a run each: those of a block; of a multirate block half a run of each."""
+    return parts * HALF_RUN if isinstance(form, MultirateFormat) else form.values_per_block
 
 
 def has_norm(form: BlockFormat) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from turbocode.formats.block_format import BlockFormat
-from turbocode.kernels import _ptx
+from turbocode.kernels import _ptx, _ptx_copies
 from turbocode.kernels._cuda import at, cuda, device, types
 from turbocode.kernels.attention.lookup import BYTE_ROW, Lookup, TableKind, is_joint
 
@@ -62,8 +62,29 @@ def table_filler(form: BlockFormat, lookup: Lookup, n_warps: int) -> TableFiller
 
 
 @functools.cache
+def image_copier(n_warps: int) -> Any:
+    """copy(target, source, n_bytes, warp, lane): begin to copy whole words of 16 bytes to shared memory, all warps."""
+
+    @device
+    def copy(target: Any, source: Any, n_bytes: Any, warp: Any, lane: Any) -> None:
+        byte = uint32(uint32(uint32(warp << uint32(5)) + lane) << uint32(4))
+        while byte < uint32(n_bytes):
+            _ptx_copies.copy_async_whole(at(target, byte), source + uint64(byte))
+            byte = uint32(byte + uint32(512 * n_warps))
+
+    return copy
+
+
+@functools.cache
 def lane_place(form: BlockFormat, lookup: Lookup) -> Any:
-    """place(lane): the offset of a lane's copy in an entry."""
+    """place(lane): the offset of a lane's copy in an entry; four times lane of a multirate side, with any copies."""
+    if lookup.side_words:
+
+        @device
+        def four_times(lane: Any) -> Any:
+            return uint32(lane << uint32(2))
+
+        return four_times
     mask, shift = (1 << lookup.copies_log2) - 1, 3 if lookup.is_by_byte and is_joint(form) else 2
 
     @device

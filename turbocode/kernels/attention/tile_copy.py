@@ -16,7 +16,7 @@ from turbocode.kernels.attention.key_scores import HALF_TILE
 from turbocode.kernels.attention.word_copy import WORD, copy_end, copy_word
 
 WARP = 32
-SLACK = 2 * WORD  # behind a stage: rows may begin up to 14 bytes late, and the last word read ends beyond them
+SLACK = 2 * WORD  # behind a stage: rows may begin up to 15 bytes late, and the last word read ends beyond them
 BARRIER_BYTES = 8
 FETCHES = 2  # of a turn: keys and values
 
@@ -95,8 +95,49 @@ def arrivals(n_stages: int, is_bulk: bool) -> Arrivals:
 
 
 @functools.cache
+def any_tile_copier(tile: int, is_late: bool, is_bulk: bool) -> Any:
+    """`tile_copier` for rows whose size is a number at run time."""
+
+    @device
+    def copy(stage: Any, first: Any, second: Any, n_bytes: Any, barrier: Any, lane: Any, row_bytes: Any) -> None:
+        half_bytes = uint32(row_bytes * uint32(HALF_TILE))
+        n_words = uint32(row_bytes * uint32(tile // WORD))
+        if is_late:
+            n_words = uint32(n_words + uint32(1))
+        total = uint32(n_words * uint32(WORD))
+        if is_bulk and n_bytes >= int32(total):
+            if lane == uint32(0):
+                _ptx_copies.arrive_expecting(barrier, total)
+                if first == second:
+                    _ptx_copies.copy_bulk(stage, first, total, barrier)
+                else:
+                    _ptx_copies.copy_bulk(stage, first, half_bytes, barrier)
+                    source = second + uint64(half_bytes)
+                    _ptx_copies.copy_bulk(at(stage, half_bytes), source, uint32(total - half_bytes), barrier)
+        else:
+            word = uint32(lane)
+            while word < n_words:
+                byte = uint32(word * uint32(WORD))
+                base = second if byte >= half_bytes else first
+                copy_word(at(stage, byte), base + uint64(byte), int32(n_bytes - int32(byte)))
+                word = uint32(word + uint32(WARP))
+            rest = uint32(uint32(n_bytes) & uint32(WORD - 1))
+            end = uint32(uint32(n_bytes) - rest)
+            if rest != uint32(0) and end < total:
+                base = second if end >= half_bytes else first
+                copy_end(at(stage, end), base + uint64(end), rest, lane)
+            if is_bulk:
+                _ptx_copies.arrive_after_copies(barrier)
+                _ptx.sync_warp()
+                if lane == uint32(0):
+                    _ptx_copies.arrive(barrier)
+
+    return copy
+
+
+@functools.cache
 def tile_copier(row_bytes: int, tile: int, is_late: bool, is_bulk: bool) -> Any:
-    """copy(stage, first, second, n_bytes, barrier, lane): the halves of a tile at two global addresses.
+    """copy(stage, first, second, n_bytes, barrier, lane, row_bytes): the halves of a tile at two global addresses.
 
     is_late : rows may begin up to 14 bytes behind the address
     first, second : multiples of 16; the second is where the second half would begin if it followed the first, so that
@@ -127,7 +168,7 @@ def tile_copier(row_bytes: int, tile: int, is_late: bool, is_bulk: bool) -> Any:
                     _ptx_copies.copy_async_whole(to, of)
 
     @device
-    def copy(stage: Any, first: Any, second: Any, n_bytes: Any, barrier: Any, lane: Any) -> None:
+    def copy(stage: Any, first: Any, second: Any, n_bytes: Any, barrier: Any, lane: Any, _: Any) -> None:
         if n_bytes >= int32(words * WORD) and (is_bulk or first == second):
             copy_all(stage, first, second, barrier, lane)
         else:
@@ -151,8 +192,24 @@ def tile_copier(row_bytes: int, tile: int, is_late: bool, is_bulk: bool) -> Any:
     return copy
 
 
+@functools.cache
+def row_size(row_bytes: int) -> Any:
+    """size(given) -> uint32: row_bytes, or the uint64 given if that is 0."""
+
+    @device
+    def known(given: Any) -> Any:
+        return uint32(row_bytes)
+
+    @device
+    def told(given: Any) -> Any:
+        return uint32(given)
+
+    return known if row_bytes else told
+
+
 class RowFetch(NamedTuple):
-    """side : (rows, stride by sequence or page, stride by head, pages, their stride, log2 of a page's tokens), uint64
+    """side : (rows, stride by sequence or page, stride by head, pages, their stride, log2 of a page's tokens, bytes of
+    a row where they are no constant), uint64
 
     fetch(stage, token, stop, barrier, lane, seq, head, side) : start copying the tile from `token` on, of which tokens
         before `stop` are there; none if token is none of them
@@ -165,8 +222,9 @@ class RowFetch(NamedTuple):
 
 @functools.cache
 def row_fetch(row_bytes: int, tile: int, is_paged: bool, is_late: bool, is_bulk: bool) -> RowFetch:
-    """The functions for rows of row_bytes bytes, in pages or a head's all side by side."""
-    copy = tile_copier(row_bytes, tile, is_late, is_bulk)
+    """The functions for rows of row_bytes bytes (0: as the side says), in pages or a head's all side by side."""
+    copy = tile_copier(row_bytes, tile, is_late, is_bulk) if row_bytes else any_tile_copier(tile, is_late, is_bulk)
+    size_of = row_size(row_bytes)
 
     @device
     def address(token: Any, seq: Any, head: Any, side: Any) -> Any:
@@ -176,7 +234,7 @@ def row_fetch(row_bytes: int, tile: int, is_paged: bool, is_late: bool, is_bulk:
             entry = uint64(seq) * side[4] + uint64(uint32(token >> page_log2))
             row = uint64(_ptx.load_u32(side[3] + entry * uint64(4)))
             within = uint64(uint32(token & uint32(uint32(uint32(1) << page_log2) - uint32(1))))
-        return side[0] + (row * side[1] + uint64(head) * side[2] + within * uint64(row_bytes))
+        return side[0] + (row * side[1] + uint64(head) * side[2] + within * uint64(size_of(side[6])))
 
     @device
     def fetch(stage: Any, token: Any, stop: Any, barrier: Any, lane: Any, seq: Any, head: Any, side: Any) -> None:
@@ -185,13 +243,13 @@ def row_fetch(row_bytes: int, tile: int, is_paged: bool, is_late: bool, is_bulk:
             b = a
             if is_paged and uint32(token + uint32(HALF_TILE)) < stop:
                 half = uint32(token + uint32(HALF_TILE))
-                b = address(half, seq, head, side) - uint64(HALF_TILE * row_bytes)
-            n_bytes = int32(int32(stop - token) * int32(row_bytes))
+                b = address(half, seq, head, side) - uint64(uint32(size_of(side[6]) * uint32(HALF_TILE)))
+            n_bytes = int32(int32(stop - token) * int32(size_of(side[6])))
             if is_late:
                 late = uint32(a & uint64(WORD - 1))
                 a, b = a - uint64(late), b - uint64(late)
                 n_bytes = int32(n_bytes + int32(late))
-            copy(stage, a, b, n_bytes, barrier, lane)
+            copy(stage, a, b, n_bytes, barrier, lane, size_of(side[6]))
         elif is_bulk and lane == uint32(0):
             _ptx_copies.arrive(barrier)
 

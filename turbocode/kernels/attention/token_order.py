@@ -11,7 +11,7 @@ import functools
 from collections import Counter
 from typing import Any
 
-from turbocode.formats.block_format import BlockFormat
+from turbocode.formats import BlockFormat, MultirateFormat
 from turbocode.kernels._cuda import device, types
 from turbocode.kernels.attention.lane_run import NORM_BITS
 
@@ -23,8 +23,13 @@ uint32 = types.uint32
 
 
 @functools.cache
-def is_spread(form: BlockFormat, head_dim: int) -> bool:
-    """Whether values are read with fewer bank conflicts if rows stand for tokens 0, 4, 1, 5, 2, 6, 3, 7."""
+def is_spread(form: BlockFormat | MultirateFormat, head_dim: int) -> bool:
+    """Whether values are read with fewer bank conflicts if rows stand for tokens 0, 4, 1, 5, 2, 6, 3, 7.
+
+    Multirate rows have any size; few of them read better in turn.
+    """
+    if isinstance(form, MultirateFormat):
+        return True
     return _turns(form, head_dim, SPREAD) < _turns(form, head_dim, IN_TURN)
 
 

@@ -10,33 +10,41 @@ from __future__ import annotations
 import functools
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from turbocode.formats.block_format import BlockFormat
-from turbocode.kernels._cuda import cuda, device, types
+from turbocode.kernels import _ptx
+from turbocode.kernels._cuda import at, cuda, device, types
 from turbocode.kernels._ptx_matrices import multiply_halves
 from turbocode.kernels.attention.in_turn import in_turn
 from turbocode.kernels.attention.key_scores import HALF_TILE
 from turbocode.kernels.attention.lookup import Lookup
-from turbocode.kernels.attention.reading import distance_of_two, place_in_block, reading
+from turbocode.kernels.attention.reading import distance_of_two, has_norm, place_in_block, reading
 from turbocode.kernels.attention.token_order import token_of
 
 LANES = 8  # that share a token's value
 CHANNELS = 2  # of a lane in one product
 
 uint32 = types.uint32
+_ONE = np.float32(1.0)
 
 
 class ValueSums(NamedTuple):
     """sums : float32 numbers of a lane and a column tile; places : words that say where a lane reads
 
-    start(late, lane, places) : set places uint32 for tiles whose first row begins `late` bytes behind their address
+    start(late, row_bytes, lane, places) : set places uint32 for tiles whose first row begins `late` bytes behind their
+        address
     add(tile, places, table, place, weights, o) : add the products to o float32 (sums tiles,); weights uint32 (halves, 2
         blocks tiles) are the lane's parts of the weights of 16 tokens each
+    load_norms(tile, first, table, lane, norms) : set norms float32 (tile / 8 blocks,) to those of rows 8 i + lane // 4;
+        first : where in the tile row lane // 4 begins
     """
 
     sums: int
     places: int
     start: Any
     add: Any
+    load_norms: Any
 
 
 @functools.cache
@@ -72,6 +80,7 @@ def value_sums(
     n_steps = read.values // CHANNELS
     n_sums = 4 * n_steps * n_blocks
     n_places = read.places
+    is_scaled = has_norm(form)
     token_in_eight = token_of(is_spread)
 
     def step(block: int, half: int, number: int) -> Any:
@@ -110,7 +119,7 @@ def value_sums(
         return add
 
     @device
-    def start(late: Any, lane: Any, places: Any) -> None:
+    def start(late: Any, _: Any, lane: Any, places: Any) -> None:
         part, first = uint32(lane >> uint32(2)), uint32(uint32(lane & uint32(3)) * uint32(2))
         for block in range(n_blocks):
             for odd in range(2):
@@ -118,5 +127,15 @@ def value_sums(
                 row = uint32(late + uint32(token * uint32(row_bytes)))
                 begin(uint32(row + uint32(block * block_bytes)), part, places, per_block * block + n_places * odd)
 
+    @device
+    def load_norms(tile: Any, first: Any, table: Any, lane: Any, norms: Any) -> None:
+        for i in range(tile_tokens // 8):
+            for block in range(n_blocks):
+                norm = _ONE
+                if is_scaled:
+                    place = at(tile, uint32(first + uint32(8 * i * row_bytes + block * block_bytes)))
+                    norm = _ptx.low_half(_ptx.load_shared_u16(place))
+                norms[n_blocks * i + block] = norm
+
     add = in_turn([of_block(block, half) for half in range(tile_tokens // HALF_TILE) for block in range(n_blocks)])
-    return ValueSums(n_sums, per_block * n_blocks, start, add)
+    return ValueSums(n_sums, per_block * n_blocks, start, add, load_norms)

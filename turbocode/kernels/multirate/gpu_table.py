@@ -34,3 +34,13 @@ def gpu_table(form: MultirateFormat, tables: NDArray[np.float32], gains: NDArray
 def any_schedule(form: MultirateFormat) -> MultirateFormat:
     """The format that stands for all of a head_dim where kernels are compiled."""
     return MultirateFormat((1,) * len(form.rates))
+
+
+def tables_of(table: NDArray[np.float32]) -> NDArray[np.float32]:
+    """float32 (9, 1024) of a gpu_table: the values of all rates' states."""
+    return table[:GAINS_AT].reshape(MAX_RATE + 1, N_STATES)
+
+
+def gains_of(table: NDArray[np.float32]) -> NDArray[np.float32]:
+    """float32 (256,) of a gpu_table."""
+    return table[GAINS_AT:STREAM_BYTES_AT]
