@@ -81,7 +81,7 @@ def command(
     Examples:
       turbocode tune data/tiny-pride.h5 --bits 3.2 -o tuned.yaml
       turbocode tune data/tiny-pride.h5 --bits 3 -o mixed.yaml --codecs turbo2,turbo3,turbo4,q8_0
-      turbocode tune data/tiny-pride.h5 --bits 3 -o heads.yaml --codecs turbo2,turbo3,turbo4 --per-head
+      turbocode tune data/tiny-pride.h5 --bits 3 -o heads.yaml --codecs turbo2,turbo4 --per-head
     """
     from turbocode.dumps import check_output, open_dump
     from turbocode.dumps.atomic import write_text_atomically

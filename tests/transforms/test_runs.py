@@ -120,6 +120,9 @@ def test_in_files(folder: Path) -> None:
             codec = plan_quantize(dump, recipe).codecs["001", "values"]
             x = dump.layers[1].read("values", 0, 1)
             np.testing.assert_array_equal(back.layers[1].read("values", 0, 1), codec.decode(codec.encode(x, 1)[0], 1))
+        exact = recipe.model_copy(update={"k": "f16", "v": "f16"})
+        unchanged = compare_attention(dump, EncodedNow(plan_quantize(dump, exact)), max_memory=MEMORY)["total"]
+        assert unchanged["kl_mean"] < 1e-6 and unchanged["output_error"] < 1e-3
         (row,) = measure_dump(dump, [("r", recipe)], max_memory=MEMORY, allows_same_tokens=True)["codecs"]
         assert row["total"]["kl_mean"] == pytest.approx(found[0]["kl_mean"], rel=1e-3)
     assert verify_file(folder / "q.h5", against=folder / "dump.h5")["ok"]
