@@ -19,21 +19,22 @@ from turbocode.integrations import coded_side, packed_attention
 from turbocode.integrations.coded_side import CodedSide
 from turbocode.integrations.hf_attention import attention_by
 from turbocode.integrations.hf_cache import coded_layers
-from turbocode.kernels.attention import cuda
+from turbocode.kernels.attention import cuda, prefill_cuda
 from turbocode.policies import CachePolicy, Recipe
 
 
-def hidden(policy: CachePolicy, on_gpu: bool, family: str = "gemma2", n_layers: int = 2) -> object:
+def hidden(policy: CachePolicy, on_gpu: bool, family: str = "gemma2", n_layers: int = 2, chunk: int = 7) -> object:
     """Hidden states of a model, gemma2 with a window, of its last chunk, attended by the packed kernels."""
     packed_attention.uses_gpu = coded_side.is_on_gpu = lambda tensor: on_gpu
     model = tiny_model(family, num_hidden_layers=n_layers)
     layers = coded_layers(model.config, policy, holds_blocks=True, reads=False)
     cache = transformers.Cache(layers=layers)
     with attention_by(model.model, packed_attention.attend_packed(cache)):
-        return model.hidden(some_tokens(8), cache, chunk=7, first=0)
+        return model.hidden(some_tokens(chunk + 1), cache, chunk=chunk, first=0)
 
 
 cuda.SHAPES = cuda.WIDE_SHAPES = (cuda.Shape(1, 1, 2),)  # few threads to simulate
+prefill_cuda.SHAPES = (prefill_cuda.PrefillShape(16, 1, 1),)
 x = torch.randn(1, 2, 5, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float16)
 sides = []
 for on_gpu in (False, True):
@@ -54,6 +55,19 @@ expected, found = (hidden(policy, on_gpu).double() for on_gpu in (False, True))
 error = float((found - expected).norm() / expected.norm())
 print(f"{error:.1e}")
 assert torch.isfinite(found).all() and 1e-9 < error < 1e-3
+
+prefilled = []
+plain = prefill_cuda.PrefillAttention.__call__
+prefill_cuda.PrefillAttention.__call__ = lambda self, queries, *rest, **options: (
+    prefilled.append((self.keys.block_format.name, queries.shape[2])) or plain(self, queries, *rest, **options)
+)
+expected, found = (hidden(policy, on_gpu, chunk=9).double() for on_gpu in (False, True))
+error = float((found - expected).norm() / expected.norm())
+print(f"prompt {error:.1e}")
+assert torch.isfinite(found).all() and 1e-9 < error < 1e-3
+# Nine rows at once in both layers: the first tokens, the packed ones and the latest ones.
+assert len(prefilled) == 6 and {rows for _, rows in prefilled} == {9} and len({name for name, _ in prefilled}) == 2
+prefill_cuda.PrefillAttention.__call__ = plain
 
 
 def multirate_policy(folder: str) -> CachePolicy:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from helpers.tiny_models import some_tokens, tiny_model, torch, transformers
 
+from turbocode.codecs.gpu_prefill import GpuPrefill
 from turbocode.evaluation.environment import cuda_problem
 from turbocode.integrations.hf_attention import attention_by
 from turbocode.integrations.hf_cache import coded_layers
@@ -59,3 +60,27 @@ def packed_and_decoded(device: str, policy: CachePolicy, n_new: int) -> tuple[An
 def test_blocks_generate_what_decoded_values_do(device: str, n_new: int, options: dict[str, int]) -> None:
     found, expected = packed_and_decoded(device, CachePolicy.of("turbo4", "turbo3", **options), n_new)
     assert found.shape == (1, 8 + n_new) and torch.equal(found, expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(cuda_problem() is not None, reason=f"no GPU: {cuda_problem()}")
+@pytest.mark.parametrize("options", [{}, {"sinks": 2, "residual": 5}], ids=str)
+def test_a_long_prompt_is_attended_by_prefill(options: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hidden states of its last tokens, beside those of attention over the values that the blocks decode to."""
+    n, policy = 6000, CachePolicy.of("turbo4", "turbo3", **options)
+    model = tiny_model("llama", head_dim=128, max_position_embeddings=n)
+    model.model.to("cuda")
+    packed = transformers.Cache(layers=coded_layers(model.config, policy, reads=False))
+    n_rows, prefill = [], GpuPrefill.__call__
+
+    def counted(self: GpuPrefill, queries: Any, *arguments: Any, **more: Any) -> Any:
+        n_rows.append(queries.shape[2])
+        return prefill(self, queries, *arguments, **more)
+
+    monkeypatch.setattr(GpuPrefill, "__call__", counted)
+    with attention_by(model.model, attend_packed(packed)):
+        found = model.hidden(some_tokens(n), packed, first=n - 100).double()
+    assert len(n_rows) == len(packed.layers) * (3 if options else 1) and set(n_rows) == {n}
+    plain = transformers.Cache(layers=coded_layers(model.config, policy, holds_blocks=False))
+    expected = model.hidden(some_tokens(n), plain, first=n - 100).double()
+    assert float((found - expected).norm() / expected.norm()) < 1e-2

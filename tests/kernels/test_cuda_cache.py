@@ -92,6 +92,15 @@ def test_a_cache_step_by_step(options: dict[str, int], gpu: Any, rng: np.random.
         story.check(queries, down(gpu, output), down(gpu, lse))
 
 
+def test_a_prompt_is_attended_by_prefill(gpu: Any, rng: np.random.Generator) -> None:
+    story = story_of(gpu, rng, sinks=4, recent=100)
+    story.append(1500, counts=[1500, 1450])
+    queries = rng.standard_normal((2, 16, 1450, 128)).astype(np.float16)
+    output, lse = story.cache.attend(up(gpu, queries), scale=story.scale, stream=gpu.stream)
+    assert story.cache._attention._prompt is not None and story.cache._exact_attention._prompt is not None
+    story.check(queries, down(gpu, output), down(gpu, lse))
+
+
 def test_a_step_in_a_graph(gpu: Any, rng: np.random.Generator) -> None:
     """Sequences of different length, whose runs are due in different replays."""
     story = story_of(gpu, rng, sinks=2, recent=9, run=8)

@@ -11,7 +11,7 @@ from helpers.attention_cases import relative_error
 from turbocode.codecs import make_codec
 from turbocode.codecs.gpu_cache import GpuCache
 from turbocode.errors import OptionError
-from turbocode.kernels.attention import cuda, reference
+from turbocode.kernels.attention import cuda, prefill_cuda, reference
 
 D, SCALE, ERROR = 64, 0.2, 1e-3
 
@@ -19,6 +19,7 @@ D, SCALE, ERROR = 64, 0.2, 1e-3
 @pytest.fixture(autouse=True)
 def few_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "SHAPES", (cuda.Shape(1, 1, 2),))
+    monkeypatch.setattr(prefill_cuda, "SHAPES", (prefill_cuda.PrefillShape(16, 2, 1),))
 
 
 class Story:
@@ -79,6 +80,16 @@ def test_tokens_move_in_whole_runs(rng: np.random.Generator) -> None:
     story.append(8)
     story.check([32, 8])
     assert story.cache.lengths.tolist() == [39, 20]
+
+
+def test_a_prompt_is_attended_by_prefill(rng: np.random.Generator) -> None:
+    """Its rows see sinks, packed tokens and a tail; those of a short sequence no packed ones."""
+    story = Story(new_cache(sinks=2, recent=5), rng)
+    story.append(25, counts=[25, 9])
+    story.check([16, 0], n_rows=9)
+    attentions = story.cache._attention, story.cache._exact_attention
+    assert all(attention._prompt is not None for attention in attentions)
+    assert story.cache._parts == {}
 
 
 def test_captured_steps_decide_on_the_gpu(rng: np.random.Generator) -> None:

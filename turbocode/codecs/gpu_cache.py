@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from turbocode.codecs.catalog import make_codec
 from turbocode.codecs.codec import Codec
-from turbocode.codecs.gpu_attention import GpuAttention, merge_on_gpu
+from turbocode.codecs.gpu_any_rows import MOST_IN_A_STEP, AnyRows
+from turbocode.codecs.gpu_attention import merge_on_gpu
 from turbocode.codecs.gpu_codec import GpuCodec
 from turbocode.errors import OptionError
 
@@ -69,11 +70,11 @@ class GpuCache:
         shape = (n_seqs, n_kv_heads, n_blocks)
         self.blocks = [_launch.empty(self._like, (*shape, c.bytes_per_vector), "uint8") for c in self.codecs]
         self._coders = [GpuCodec(codec, is_exact=is_exact) for codec in self.codecs]
-        self._attention = GpuAttention(self.codecs[0], self.codecs[-1])
+        self._attention = AnyRows(self.codecs[0], self.codecs[-1])
         dims = [codec.head_dim for codec in self.codecs]
         self._exact = ExactTokens(self._like, n_seqs, n_kv_heads, dims, sinks, recent, run)
         float16 = make_codec("f16", dims[0])
-        self._exact_attention = GpuAttention(float16, float16)
+        self._exact_attention = AnyRows(float16, float16)
         self._rows: dict[int, tuple[Any, Any]] = {}
         self._parts: dict[tuple[int, ...], tuple[Any, Any, Any, Any]] = {}
 
@@ -226,7 +227,7 @@ class GpuCache:
         head_dim.
 
         queries : (n_seqs, n_query_heads, n_rows, head_dim); row r belongs to token length - n_rows + r of its sequence
-            and sees the tokens up to it
+            and sees the tokens up to it, as they are kept: of a prompt that was appended, most are packed
         window : tokens seen, 0 for all; only where no tokens are kept exactly
         Other arguments are GpuAttention's.
         """
@@ -264,12 +265,15 @@ class GpuCache:
         return self._rows[n_rows]
 
     def _two_parts(self, shape: tuple[int, ...]) -> tuple[Any, Any, tuple[Any, Any], tuple[Any, Any]]:
-        """Outputs and log-sum-exps of both parts, together, of the packed and of the exact one."""
+        """Outputs and log-sum-exps of both parts, together, of the packed and of the exact one; a step's are kept."""
         from turbocode.kernels import _launch
 
-        if shape not in self._parts:
-            sizes = (2, *shape), (2, *shape[:-1])
-            outputs, lses = (_launch.device_array(_launch.empty(self._like, size, "float32")) for size in sizes)
-            first, second = ((outputs.part(0, i), lses.part(0, i)) for i in range(2))
-            self._parts[shape] = outputs, lses, first, second
-        return self._parts[shape]
+        if shape in self._parts:
+            return self._parts[shape]
+        sizes = (2, *shape), (2, *shape[:-1])
+        outputs, lses = (_launch.device_array(_launch.empty(self._like, size, "float32")) for size in sizes)
+        first, second = ((outputs.part(0, i), lses.part(0, i)) for i in range(2))
+        found = outputs, lses, first, second
+        if shape[2] <= MOST_IN_A_STEP:
+            self._parts[shape] = found
+        return found

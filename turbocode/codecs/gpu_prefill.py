@@ -6,6 +6,14 @@ from typing import Any
 
 from turbocode.codecs.codec import Codec
 from turbocode.codecs.gpu_sides import gpu_sides
+from turbocode.codecs.multirate_codec import MultirateCodec
+
+
+def has_prefill(key_codec: Codec | MultirateCodec, value_codec: Codec | MultirateCodec) -> bool:
+    """Whether there is a `GpuPrefill` of two codecs of one head_dim."""
+    from turbocode.kernels.attention.prefill_cuda import is_known_side
+
+    return all(isinstance(c, Codec) and is_known_side(c.block_format, c.head_dim) for c in (key_codec, value_codec))
 
 
 class GpuPrefill:

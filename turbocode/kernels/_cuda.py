@@ -261,9 +261,17 @@ def compiled_codes(
 
 
 @functools.cache
+def compute_capability(device_number: int) -> tuple[int, int]:
+    """Of a GPU; of Hopper in the simulator."""
+    if IS_SIMULATED:
+        return 9, 0
+    major, minor = cuda.gpus[device_number].compute_capability
+    return int(major), int(minor)
+
+
 def has_bulk_copies(device_number: int) -> bool:
     """Whether one lane can copy a whole run into shared memory (compute capability 9.0)."""
-    return IS_SIMULATED or tuple(cuda.gpus[device_number].compute_capability) >= (9, 0)
+    return compute_capability(device_number) >= (9, 0)
 
 
 def shared_limits(device_number: int) -> tuple[int, int]:

@@ -11,7 +11,7 @@ import numpy as np
 from turbocode.errors import OptionError
 from turbocode.formats import MultirateFormat
 from turbocode.kernels import _launch
-from turbocode.kernels._cuda import has_bulk_copies, multiprocessors, shared_limits
+from turbocode.kernels._cuda import compute_capability, has_bulk_copies, multiprocessors, shared_limits
 from turbocode.kernels._launch import device_array, look, stream_handle
 from turbocode.kernels.attention.attend_kernel import N_ARGS, attend_kernel
 from turbocode.kernels.attention.attend_variant import (
@@ -64,7 +64,10 @@ SHAPES = (
     Shape(1, 1, 2),
 )
 WIDE_SHAPES = (Shape(8, 1, 2), Shape(4, 1, 2), Shape(1, 1, 2))
-ROOMY_SHAPES = (Shape(12, 1, 2), *WIDE_SHAPES)  # for look-ups that take more registers than shared memory's do
+# For look-ups that take more registers than shared memory's do, and GPUs other than Hopper, whose code takes more.
+ROOMY_SHAPES = (Shape(12, 1, 2), *WIDE_SHAPES)
+HOPPER = (9, 0)
+ENOUGH_WARPS = 8  # fewer only where tables of no size leave room for them
 RATED_SHAPES = (Shape(16, 1, 2), *WIDE_SHAPES)  # of multirate sides, whose tables take what is left
 RATED_TABLE_BYTES = (1 << 15, 1 << 13, 1 << 11, 0)  # at most, of the table of the other side
 TABLE_BYTES = (1 << 17, 1 << 16, 1 << 15, 1 << 13, 1 << 11, 0)  # at most, of one table
@@ -320,7 +323,11 @@ class DecodeAttention:
     def _fitted(self, variant: AttendVariant, device: int, is_wide: bool, n_vectors: int) -> AttendVariant:
         """The variant with the layout and the copies of tables that the device's shared memory holds."""
         sides, kinds = (self.keys, self.values), self._table_kinds()
-        is_roomy = self.tables in (TableKind.REGISTERS, TableKind.CACHED, TableKind.CONSTANT)
+        is_roomy = compute_capability(device) != HOPPER or self.tables in (
+            TableKind.REGISTERS,
+            TableKind.CACHED,
+            TableKind.CONSTANT,
+        )
         shapes: tuple[Shape, ...] = WIDE_SHAPES if is_wide else ROOMY_SHAPES if is_roomy else SHAPES
         sizes: Sequence[int] = TABLE_BYTES
         image = 0
@@ -329,6 +336,7 @@ class DecodeAttention:
         if self.shape:
             shapes = (self.shape,)
         pairs = [(shape, most) for most in sizes for shape in shapes]
+        pairs.sort(key=lambda pair: -min(pair[0].n_warps, ENOUGH_WARPS))
         is_scalar = not (variant.key_format.is_trellis or variant.value_format.is_trellis)
         if is_scalar and (is_wide or n_vectors > SHORT * multiprocessors()):
             full = FULL_PAIRS << 2 * max(variant.key_format.bits, variant.value_format.bits)

@@ -6,6 +6,7 @@ import functools
 from typing import Any, NamedTuple
 
 from turbocode.errors import OptionError
+from turbocode.formats import BlockFormat
 from turbocode.kernels import _launch
 from turbocode.kernels._cuda import shared_limits
 from turbocode.kernels._launch import DeviceArray, device_array, stream_handle
@@ -37,6 +38,11 @@ WIDE_SHAPES = (PrefillShape(32, 8, 1), PrefillShape(32, 4, 1), PrefillShape(16, 
 WIDE = 128  # head_dim from which on sums alone take more than half of 128 registers
 
 
+def is_known_side(form: BlockFormat, head_dim: int) -> bool:
+    """Whether the kernel takes vectors of head_dim values in blocks of a format."""
+    return is_known(form) and head_dim % 16 == 0 and head_dim <= MAX_HEAD_DIM
+
+
 class PrefillAttention:
     """Attention of a prompt over a cache of one pair of formats; see codecs/gpu_prefill.py.
 
@@ -46,7 +52,7 @@ class PrefillAttention:
     def __init__(self, keys: Side, values: Side, head_dim: int, shape: PrefillShape | None = None) -> None:
         self.keys, self.values, self.head_dim, self.shape = keys, values, head_dim, shape
         for side in (keys, values):
-            if not is_known(side.block_format) or head_dim % 16 or head_dim > MAX_HEAD_DIM:
+            if not is_known_side(side.block_format, head_dim):
                 raise OptionError(
                     f"{side.block_format.name} with head_dim {head_dim} has no prefill kernel; allowed are head_dim "
                     f"16, 32, ... to {MAX_HEAD_DIM} in groups whose blocks begin at even bytes",

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from turbocode.kernels import _ptx, _ptx_copies
 from turbocode.kernels._cuda import at, device, types
 from turbocode.kernels.attention.key_scores import HALF_TILE
+from turbocode.kernels.attention.pages import place_of_token
 from turbocode.kernels.attention.word_copy import WORD, copy_end, copy_word
 
 WARP = 32
@@ -230,10 +231,7 @@ def row_fetch(row_bytes: int, tile: int, is_paged: bool, is_late: bool, is_bulk:
     def address(token: Any, seq: Any, head: Any, side: Any) -> Any:
         row, within = uint64(seq), uint64(token)
         if is_paged:
-            page_log2 = uint32(side[5])
-            entry = uint64(seq) * side[4] + uint64(uint32(token >> page_log2))
-            row = uint64(_ptx.load_u32(side[3] + entry * uint64(4)))
-            within = uint64(uint32(token & uint32(uint32(uint32(1) << page_log2) - uint32(1))))
+            row, within = place_of_token(token, side[3] + uint64(seq) * side[4] * uint64(4), side[5])
         return side[0] + (row * side[1] + uint64(head) * side[2] + within * uint64(size_of(side[6])))
 
     @device
