@@ -1,7 +1,8 @@
-"""`turbocode inspect`: what is in a dump or a quantized file."""
+"""`turbocode inspect`: what is in a dump, a quantized file or a calibration file."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 SIDES = ("keys", "values")
+_KINDS = {"dump": "KV dump", "quantized": "quantized KV cache", "calibration": "calibration"}
 
 
 @click.command(name="inspect")
@@ -28,7 +30,7 @@ SIDES = ("keys", "values")
 @json_option
 @quiet_option
 def command(file: Path, sample_tokens: int | None, nonfinite: str, as_json: bool, quiet: bool) -> None:
-    """Show what is in a dump or a quantized file.
+    """Show what is in a dump, a quantized file or a calibration file.
 
     \b
     Examples:
@@ -47,7 +49,7 @@ def command(file: Path, sample_tokens: int | None, nonfinite: str, as_json: bool
 
 def _render(console: Console, found: dict[str, Any]) -> None:
     about, n_bytes = found["metadata"], found["bytes"]
-    console.print(f"{found['file']}: {'KV dump' if found['kind'] == 'dump' else 'quantized KV cache'}")
+    console.print(f"{found['file']}: {_KINDS[found['kind']]}")
     console.print(f"  model     {about['model'] or 'unknown'}, from {about['source'] or 'unknown'}")
     console.print(
         f"  shape     {about['n_layers']} layers, {about['n_query_heads']} query heads, "
@@ -57,6 +59,10 @@ def _render(console: Console, found: dict[str, Any]) -> None:
     if found["kind"] == "dump":
         console.print(f"  bytes     {sizes}; integrity {found['integrity']}")
         _render_dump(console, found)
+    elif found["kind"] == "calibration":
+        console.print(f"  bytes     {sizes}")
+        console.print(f"  dump      sha256 {found['dump_sha256']}")
+        console.print(table(["layer", "side", "fitted", "bytes", "arrays"], list(_fitted_rows(found))))
     else:
         console.print(
             f"  bytes     {sizes}; {number_text(n_bytes['compression'])} times smaller than the dump's values"
@@ -90,6 +96,14 @@ def _render_dump(console: Console, found: dict[str, Any]) -> None:
             )
     columns = ["layer", "side", "seqs", "tokens", "norm min", "median", "max", "constant", "outliers", "largest"]
     console.print(table([*columns, "kurtosis", "rotated"], rows))
+
+
+def _fitted_rows(found: dict[str, Any]) -> Iterator[list[Any]]:
+    for layer in found["layers"]:
+        for side in SIDES:
+            for entry in layer[side]:
+                arrays = (f"{name} {'x'.join(map(str, data['shape']))}" for name, data in entry["arrays"].items())
+                yield [layer["layer"], side, entry["name"], size_text(entry["bytes"]), ", ".join(arrays)]
 
 
 def _render_quantized(console: Console, found: dict[str, Any]) -> None:

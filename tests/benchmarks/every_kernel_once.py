@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from helpers.attention_cases import AttentionCase, relative_error
 from helpers.gpu_arrays import down, up
+from helpers.multirate_cases import coder, expected_of, random_blocks
 
 from turbocode.codecs import make_codec
 from turbocode.codecs.gpu_attention import GpuAttention
@@ -45,6 +46,7 @@ PROMPTS = (
     *(("f16", "turbo2", 256, 0), ("turbo3", "turbo3", 128, 16)),
 )
 STEPS = (("turbo3", "turbo3"), ("trellis3", "trellis3"), ("q8_0", "q8_0"), ("f16", "f16"))
+RATES = [6, 5, 4, 4, 3, 3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 0]
 N_VECTORS = 21  # no multiple of what a block handles
 
 
@@ -128,6 +130,19 @@ def stepping(k: str, v: str, page: int, is_bulk: bool, gpu: Gpu, rng: np.random.
     attending(attention, case, gpu, rng)
 
 
+def stepping_rates(rates: list[int], v: str, gpu: Gpu, rng: np.random.Generator) -> None:
+    """The same of multirate keys, whose rows begin at any byte."""
+    keys, values = coder(2, rates, 0), make_codec(v, 8 * len(rates))
+    blocks = [random_blocks(codec, 2, 2, 301, rng) for codec in (keys, values)]
+    queries = rng.standard_normal((2, 6, 2, 8 * len(rates))).astype(np.float16)
+    last = np.array(((75, 76), (299, 300)), np.int32)
+    expected = expected_of(queries, keys, blocks[0], values, blocks[1], last, 0.1, 0)
+    out, lse = gpu.empty(queries.shape, "float16"), gpu.empty(queries.shape[:-1], "float32")
+    given = [up(gpu, array) for array in (queries, *blocks, last)]
+    GpuAttention(keys, values)(*given, scale=0.1, out=out, lse=lse, stream=gpu.stream)
+    assert relative_error(down(gpu, out), expected) <= 1e-3
+
+
 def every_run(gpu: Gpu, rng: np.random.Generator) -> Iterator[tuple[str, Callable[[], None]]]:
     """What is run, by name."""
     for name, head_dim in CODECS:
@@ -144,6 +159,8 @@ def every_run(gpu: Gpu, rng: np.random.Generator) -> Iterator[tuple[str, Callabl
             for is_bulk in (False, True) if has_bulk_copies(gpu.number) else (False,):
                 name = f"attend {k} {v}" + (", paged" if page else "") + (", bulk copies" if is_bulk else "")
                 yield name, functools.partial(stepping, k, v, page, is_bulk, gpu, rng)
+    for v in ("trellis3:rotation=none", "f16"):
+        yield f"attend multirate {v}", functools.partial(stepping_rates, RATES, v, gpu, rng)
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from turbocode.dumps import DumpMetadata, SynthesisSpec, create_dump, create_quantized, open_dump, synthesize
+from turbocode.dumps.calibration import read_calibration
 from turbocode.dumps.hdf5 import h5py
 from turbocode.errors import DataError, OptionError
 from turbocode.evaluation.inspection import MAX_STRETCH_TOKENS, inspect_file, sample_stretches
@@ -171,6 +172,18 @@ def test_a_quantized_file_is_described(tmp_path: Path) -> None:
     }
     assert found["bytes"]["original"] == 2 * 2 * 3 * 128 * 2
     assert found["bytes"]["compression"] == pytest.approx(5.12)
+
+
+def test_a_calibration_file_is_described() -> None:
+    path = "data/lm-tiny-multirate.h5"
+    found, held = inspect_file(path), read_calibration(path)
+    assert found["kind"] == "calibration" and found["dump_sha256"] == held.dump_sha256
+    rows = {(row["layer"], side): row[side] for row in found["layers"] for side in ("keys", "values")}
+    assert set(rows) == {key[:2] for key in held.entries}
+    (entry,) = rows["001", "values"]
+    arrays = held.entry("001", "values", "multirate").arrays
+    assert entry["name"] == "multirate" and entry["bytes"] == sum(array.nbytes for array in arrays.values())
+    assert entry["arrays"]["mean"] == {"dtype": "float32", "shape": list(arrays["mean"].shape)}
 
 
 def test_the_shipped_dump() -> None:

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.attention_cases import relative_error
+from helpers.multirate_cases import coder, expected_of, random_blocks
 
-from turbocode.codecs import decode_attention, make_codec, multirate_codec
+from turbocode.codecs import decode_attention, make_codec
 from turbocode.codecs.gpu_attention import GpuAttention
 from turbocode.codecs.host_attention import HostAttention
 from turbocode.errors import OptionError
@@ -29,40 +30,12 @@ PAIRS: dict[str, tuple[Any, Any]] = {
 }
 
 
-def coder(heads: int, rates: list[int], seed: int) -> Any:
-    rng, d = np.random.default_rng(seed), 8 * len(rates)
-    basis = np.stack([np.linalg.qr(rng.standard_normal((d, d)))[0] for _ in range(heads)])
-    return multirate_codec(
-        basis, rng.standard_normal((heads, d)), np.exp2(rng.uniform(-1, 1, (heads, d))), rates, "energy"
-    )
-
-
 def codec_of(kind: Any, heads: int, d: int, seed: int) -> Any:
     return make_codec(kind, d) if isinstance(kind, str) else coder(heads, kind, seed)
 
 
 def dim_of(*kinds: Any) -> int:
     return next(8 * len(kind) for kind in kinds if not isinstance(kind, str))
-
-
-def random_blocks(codec: Any, n_seqs: int, heads: int, n_tokens: int, rng: np.random.Generator) -> Any:
-    x = rng.standard_normal((n_seqs, heads, n_tokens, codec.head_dim)).astype(np.float32)
-    return np.stack([codec.encode(x[:, head], head)[0] for head in range(heads)], axis=1)
-
-
-def expected_of(queries: Any, keys: Any, k: Any, values: Any, v: Any, last: Any, scale: float, window: int) -> Any:
-    """Float64 attention over what the blocks decode to in their basis, as GpuAttention leaves it."""
-    heads = k.shape[1]
-    k, v = (
-        np.stack([codec.decode(blocks[:, h], h, unrotate=False) for h in range(heads)], axis=1).astype(np.float64)
-        for codec, blocks in ((keys, k), (values, v))
-    )
-    per_head = queries.shape[1] // heads
-    logits = scale * np.einsum("shrd,shtd->shrt", queries.astype(np.float64), np.repeat(k, per_head, axis=1))
-    token, end = np.arange(k.shape[2]), last[:, None, :, None]
-    logits = np.where((token <= end) & ((token > end - window) | (window == 0)), logits, -np.inf)
-    weights = np.exp(logits - logits.max(-1, keepdims=True))
-    return np.einsum("shrt,shtd->shrd", weights, np.repeat(v, per_head, axis=1)) / weights.sum(-1, keepdims=True)
 
 
 @pytest.mark.parametrize("name", PAIRS)

@@ -1,4 +1,4 @@
-"""Tells a dump from a quantized file."""
+"""Tells a dump, a quantized file and a calibration file apart."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _KINDS = {DUMP_FORMAT: "dump", QUANTIZED_FORMAT: "quantized", CALIBRATION_FORMAT
 
 
 def file_kind(path: str | os.PathLike[str]) -> str:
-    """`dump` or `quantized`, from the root attribute `format` of a guarded file.
+    """`dump`, `quantized` or `calibration`, from the root attribute `format` of a guarded file.
 
-    Errors : NoInputError, DataError (also for an HDF5 file that is neither), LockedError, DeviceError.
+    Errors : NoInputError, DataError (also for an HDF5 file that is none of them), LockedError, DeviceError.
     """
     found = take_stock(path).label("/", "format")
     if found not in _KINDS:

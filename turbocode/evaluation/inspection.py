@@ -8,11 +8,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from turbocode.dumps import Dump, DumpLayer, QuantizedFile, file_kind, open_dump, open_quantized
+from turbocode.dumps.calibration import Calibration, read_calibration
 from turbocode.dumps.isolation import rehearse
 from turbocode.dumps.value_types import LOGICAL_BYTES
 from turbocode.errors import OptionError
@@ -34,7 +36,9 @@ def inspect_file(
     nonfinite: str = "error",
     advance: Advance | None = None,
 ) -> dict[str, Any]:
-    """A JSON object on a dump or a quantized file: `kind`, `metadata`, `bytes`, and `layers` with a row for each side.
+    """A JSON object on a file of ours: `kind`, `metadata`, `bytes`, and `layers` with a row for each side.
+
+    Of a calibration file, a row lists what was fitted: `name`, `about`, `bytes`, and `arrays` with dtype and shape.
 
     sample_tokens : tokens of a dump read in each layer, spread over its sequences; None picks a number that keeps the
         time short. `sample` in the result says how many of how many were read.
@@ -44,9 +48,12 @@ def inspect_file(
     if sample_tokens is not None and sample_tokens < 1:
         raise OptionError(f"{sample_tokens} sample tokens; allowed is 1 and more")
     rehearse(os.fspath(path))
-    if file_kind(path) == "quantized":
+    kind = file_kind(path)
+    if kind == "quantized":
         with open_quantized(path) as file:
             return _inspect_quantized(file)
+    if kind == "calibration":
+        return _inspect_calibration(read_calibration(path))
     with open_dump(path, nonfinite=nonfinite) as dump:
         return _inspect_dump(dump, sample_tokens, advance or (lambda n: None))
 
@@ -179,4 +186,24 @@ def _inspect_quantized(file: QuantizedFile) -> dict[str, Any]:
         "recipe": file.recipe,
         "provenance": file.provenance,
         "layers": layers,
+    }
+
+
+def _inspect_calibration(file: Calibration) -> dict[str, Any]:
+    layers: dict[str, dict[str, Any]] = {}
+    n_bytes = dict.fromkeys(SIDES, 0)
+    for (layer, side, name), entry in file.entries.items():
+        size = sum(array.nbytes for array in entry.arrays.values())
+        arrays = {key: {"dtype": str(array.dtype), "shape": list(array.shape)} for key, array in entry.arrays.items()}
+        row = layers.setdefault(layer, {"layer": layer, **{key: [] for key in SIDES}})
+        row[side].append({"name": name, "about": entry.about, "bytes": size, "arrays": arrays})
+        n_bytes[side] += size
+    return {
+        "kind": "calibration",
+        "file": file.path,
+        "metadata": asdict(file.metadata),
+        "dump_sha256": file.dump_sha256,
+        "bytes": {"file": Path(file.path).stat().st_size, **n_bytes},
+        "provenance": file.provenance,
+        "layers": list(layers.values()),
     }

@@ -107,14 +107,14 @@ def _simulated_torch(tensor: Any) -> DeviceArray:
     return DeviceArray(address, tuple(tensor.shape), strides, name, 0, 0, tensor)
 
 
-def look(array: Any) -> tuple[Any, Any, int, int]:
-    """(what decides on kernel and counts, pointer, device, stream) of an array; quicker than `device_array`."""
-    if type(array).__module__ == "torch" and array.is_cuda:
-        pointer, device = array.data_ptr(), array.get_device()
-        return (array.dtype, array.shape, array.stride(), pointer & 15, device), pointer, device, _raw_stream()(device)
+def look(array: Any) -> tuple[Any, Any, int]:
+    """(what decides on kernel and counts, pointer, device) of an array; quicker than `device_array`."""
+    if type(array).__module__ == "torch" and (device := array.get_device()) >= 0:
+        pointer = array.data_ptr()
+        return (array.dtype, array.shape, array.stride(), pointer & 15, device), pointer, device
     found = device_array(array)
     key = found.dtype, found.shape, found.strides, number_of(found.pointer) & 15, found.device
-    return key, found.pointer, found.device, found.stream
+    return key, found.pointer, found.device
 
 
 def number_of(pointer: Any) -> int:
@@ -195,6 +195,15 @@ def stream_handle(stream: Any, default: int) -> int:
     if hasattr(stream, "__cuda_stream__"):
         return int(stream.__cuda_stream__()[1])
     raise OptionError(f"{type(stream).__qualname__} is no CUDA stream; allowed: None, its number, a stream object")
+
+
+def stream_for(stream: Any, array: Any, device: int) -> int:
+    """`stream_handle`; for None the stream on which the library of an array on a GPU works now."""
+    if stream is not None:
+        return stream_handle(stream, 0)
+    if type(array).__module__ == "torch" and not IS_SIMULATED:
+        return _raw_stream()(device)
+    return device_array(array).stream
 
 
 def empty(like: DeviceArray, shape: tuple[int, ...], dtype: str) -> Any:

@@ -325,7 +325,7 @@ def _attentions() -> Iterator[KernelEntry]:
         ("turbo3", 256, Shape(8, 1, 2), 1 << 16, True, (9, 0)),
         ("multirate", 128, Shape(16, 1, 2), 0, True, (9, 0)),
         ("multirate", 128, Shape(8, 1, 2), 0, False, (8, 0)),
-        ("multirate", 64, Shape(16, 1, 2), 0, True, (12, 0)),
+        ("multirate", 64, Shape(8, 1, 2), 0, True, (12, 0)),
         ("multirate", 256, Shape(8, 1, 2), 0, True, (9, 0)),
     ):
         variant = _attend_variant(name, d, FLOAT16, shape, table_bytes, is_bulk)

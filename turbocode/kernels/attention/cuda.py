@@ -12,7 +12,7 @@ from turbocode.errors import OptionError
 from turbocode.formats import MultirateFormat
 from turbocode.kernels import _launch
 from turbocode.kernels._cuda import compute_capability, has_bulk_copies, multiprocessors, shared_limits
-from turbocode.kernels._launch import device_array, look, stream_handle
+from turbocode.kernels._launch import device_array, look, stream_for
 from turbocode.kernels.attention.attend_kernel import N_ARGS, attend_kernel
 from turbocode.kernels.attention.attend_variant import (
     COLUMNS,
@@ -68,7 +68,8 @@ WIDE_SHAPES = (Shape(8, 1, 2), Shape(4, 1, 2), Shape(1, 1, 2))
 ROOMY_SHAPES = (Shape(12, 1, 2), *WIDE_SHAPES)
 HOPPER = (9, 0)
 ENOUGH_WARPS = 8  # fewer only where tables of no size leave room for them
-RATED_SHAPES = (Shape(16, 1, 2), *WIDE_SHAPES)  # of multirate sides, whose tables take what is left
+RATED_SHAPES = (Shape(16, 1, 2), *ROOMY_SHAPES)  # of multirate sides, whose tables take what is left
+RATED_ROOM = 1 << 15  # bytes that should be left for them
 RATED_TABLE_BYTES = (1 << 15, 1 << 13, 1 << 11, 0)  # at most, of the table of the other side
 TABLE_BYTES = (1 << 17, 1 << 16, 1 << 15, 1 << 13, 1 << 11, 0)  # at most, of one table
 SHORT = 4096  # keys a multiprocessor
@@ -135,16 +136,16 @@ class DecodeAttention:
         lse: Any = None,
         stream: Any = None,
     ) -> tuple[Any, Any]:
-        q_key, q, device, current = look(queries)
+        q_key, q, device = look(queries)
         if out is None or lse is None:
             like = device_array(queries)
             out = _launch.empty(like, like.shape, like.dtype) if out is None else out
             lse = _launch.empty(like, like.shape[:-1], "float32") if lse is None else lse
-        k_key, k, _, _ = look(keys)
-        v_key, v, _, _ = look(values)
-        last_key, last, _, _ = look(last_token)
-        out_key, target, _, _ = look(out)
-        lse_key, lse_target, _, _ = look(lse)
+        k_key, k, _ = look(keys)
+        v_key, v, _ = look(values)
+        last_key, last, _ = look(last_token)
+        out_key, target, _ = look(out)
+        lse_key, lse_target, _ = look(lse)
         page_key, page_table = (None, 0) if pages is None else look(pages)[:2]
         gain_key, gain_table = (None, 0) if gains is None else look(gains)[:2]
         options = scale, window, softcap, first_token, n_blocks
@@ -154,7 +155,7 @@ class DecodeAttention:
             given = queries, keys, values, last_token, out, lse, pages, gains
             arrays = [None if array is None else device_array(array) for array in given]
             call = self._calls[key] = self._prepare(arrays, *options)
-        handle = stream_handle(stream, current)
+        handle = stream_for(stream, queries, device)
         room = self._room(device, handle, call)
         pointers: tuple[Any, ...] = (
             q,
@@ -332,7 +333,8 @@ class DecodeAttention:
         sizes: Sequence[int] = TABLE_BYTES
         image = 0
         if self._rated is not None:
-            shapes, sizes, image = WIDE_SHAPES if is_wide else RATED_SHAPES, RATED_TABLE_BYTES, self._rated.least_bytes
+            shapes = WIDE_SHAPES if is_wide else ROOMY_SHAPES if is_roomy else RATED_SHAPES
+            sizes, image = RATED_TABLE_BYTES, self._rated.least_bytes
         if self.shape:
             shapes = (self.shape,)
         pairs = [(shape, most) for most in sizes for shape in shapes]
@@ -344,14 +346,18 @@ class DecodeAttention:
             pairs = [(shapes[0], most) for most in sizes] + pairs
         elif is_scalar:
             pairs = [pair for pair in pairs if pair[0].blocks_at_once == 1] or pairs
-        for shape, most in pairs:
+        tried = [(image, *pair) for pair in pairs]
+        if image:
+            roomy = [(max(image, RATED_ROOM), *pair) for pair in pairs if pair[0].n_warps >= ENOUGH_WARPS]
+            tried = roomy + tried
+        for left, shape, most in tried:
             keys, values = (
                 lookup_of_kind(side.block_format, kind, side.centroids, most)
                 for side, kind in zip(sides, kinds, strict=True)
             )
             found = replace_shape(variant, shape, keys, values)
             found = found._replace(shares_table=self._shares_table and keys == values)
-            if self._used_bytes(found) + image <= _shared_room(device, shape.blocks_at_once):
+            if self._used_bytes(found) + left <= _shared_room(device, shape.blocks_at_once):
                 return found
         raise OptionError(
             f"{variant.key_format.name} and {variant.value_format.name} need {self._used_bytes(found) + image} bytes "

@@ -17,6 +17,7 @@ import numpy as np
 
 from turbocode.kernels import _ptx, _ptx_matrices
 from turbocode.kernels._cuda import cuda, device, types
+from turbocode.kernels.attention.in_turn import three_in_turn
 from turbocode.kernels.attention.token_order import token_of
 
 UNSEEN = np.float32(-1e30)  # a maximum before there is any: finite, so that differences are
@@ -136,12 +137,20 @@ def softmax(n_column_tiles: int, n_sums: int, n_blocks: int, tile: int, is_sprea
                 for v in range(n_sums):
                     o[n_sums * n + v] = o[n_sums * n + v] * factors[2 * n + v % 2]
 
-    @device
-    def weigh(s: Any, norms: Any, top: Any, total: Any, weights: Any) -> None:
-        for i in range(n_rows):
+    def of_row(i: int) -> Any:
+        @device
+        def probabilities(s: Any, top: Any, total: Any) -> None:
             for c in range(n_columns):
                 s[n_columns * i + c] = _ptx.power_of_two(s[n_columns * i + c] - top[c])
                 total[c] = total[c] + s[n_columns * i + c]
+
+        return probabilities
+
+    of_rows = three_in_turn([of_row(i) for i in range(n_rows)])
+
+    @device
+    def weigh(s: Any, norms: Any, top: Any, total: Any, weights: Any) -> None:
+        of_rows(s, top, total)
         for row in range(n_rows):
             for block in range(n_blocks):
                 norm = norms[n_blocks * row + block]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from turbocode.errors import OptionError
 from turbocode.formats.block_format import BlockFormat
 from turbocode.kernels import _launch
-from turbocode.kernels._launch import DeviceArray, device_array, look, stream_handle
+from turbocode.kernels._launch import DeviceArray, device_array, look, stream_for
 from turbocode.kernels.fwht.hadamard import Rotation
 from turbocode.kernels.fwht.lanes import is_power_of_two
 from turbocode.kernels.gpu_call import (
@@ -135,12 +135,12 @@ class Encoder:
     ) -> tuple[Any, Any, Any]:
         if out is None:
             out = self._new_blocks(device_array(values), starts)
-        source_key, source, device, current = look(values)
-        target_key, target, _, _ = look(out)
+        source_key, source, device = look(values)
+        target_key, target, _ = look(out)
         begin: Any = 0
         starts_key = None
         if starts is not None:
-            starts_key, begin, _, _ = look(starts)
+            starts_key, begin, _ = look(starts)
         key = source_key, target_key, starts_key, is_measured
         found = self._plans.get(key)
         if found is None:
@@ -154,7 +154,7 @@ class Encoder:
         if is_measured:
             facts, flags = room or self._room(device_array(values), plan)
             pointers = (source, target, table, device_array(facts).pointer, device_array(flags).pointer)
-        start(plan, device, stream_handle(stream, current), pointers, begin)
+        start(plan, device, stream_for(stream, values, device), pointers, begin)
         return out, facts, flags
 
     def _new_blocks(self, source: DeviceArray, starts: Any) -> Any:
@@ -223,14 +223,14 @@ class Decoder:
     def __call__(self, blocks: Any, *, dtype: str = "float16", out: Any = None, stream: Any = None) -> Any:
         if out is None:
             out = self._new_vectors(device_array(blocks), dtype)
-        source_key, source, device, current = look(blocks)
-        target_key, target, _, _ = look(out)
+        source_key, source, device = look(blocks)
+        target_key, target, _ = look(out)
         found = self._plans.get((source_key, target_key))
         if found is None:
             plan = self._plan(device_array(blocks), device_array(out))
             found = self._plans[source_key, target_key] = plan, device_table(self._table, device)
         plan, table = found
-        start(plan, device, stream_handle(stream, current), (source, target, table))
+        start(plan, device, stream_for(stream, blocks, device), (source, target, table))
         return out
 
     def _new_vectors(self, source: DeviceArray, dtype: str) -> Any:
