@@ -35,6 +35,7 @@ _CHECK_COLUMNS = {
 @click.option("--bits", type=click.FloatRange(0.5, 16.0), required=True, help="Bits a value, everything counted.")
 @out_option
 @click.option("--codecs", metavar="A,B,...", help="Choose among these codecs instead of coding all sides by multirate.")
+@click.option("--per-head", is_flag=True, help="With --codecs, choose for every KV head by itself.")
 @click.option(
     "--metric",
     type=click.Choice(["fisher", "queries"]),
@@ -57,6 +58,7 @@ def command(
     bits: float,
     output: Path,
     codecs: str | None,
+    per_head: bool,
     metric: Any,
     reach: int | None,
     model_name: str | None,
@@ -79,6 +81,7 @@ def command(
     Examples:
       turbocode tune data/tiny-pride.h5 --bits 3.2 -o tuned.yaml
       turbocode tune data/tiny-pride.h5 --bits 3 -o mixed.yaml --codecs turbo2,turbo3,turbo4,q8_0
+      turbocode tune data/tiny-pride.h5 --bits 3 -o heads.yaml --codecs turbo2,turbo4 --per-head
     """
     from turbocode.dumps import check_output, open_dump
     from turbocode.dumps.atomic import write_text_atomically
@@ -87,6 +90,8 @@ def command(
 
     if codecs is not None and reach is not None:
         raise OptionError("--reach prepares the basis of multirate; --codecs have none")
+    if codecs is None and per_head:
+        raise OptionError("--per-head chooses among --codecs; multirate has one schedule for all heads of a side")
     if (model_name is None) != (text_path is None):
         raise OptionError("--model and --text go together: the recipe is checked with both, or not at all")
     check_output(output, force, dumps)
@@ -101,7 +106,7 @@ def command(
                 tuned = tune_multirate(sources, bits, advance, metric=metric, reach=reach)
                 kind, sides, calibration = tuned.kind, tuned.sides, tuned.write(sources, bits, output, force=force)
             else:
-                kind, sides, recipe = tune_codecs(sources, bits, names, advance, metric=metric)
+                kind, sides, recipe = tune_codecs(sources, bits, names, advance, metric=metric, per_head=per_head)
                 calibration = None
                 write_text_atomically(output, recipe_text(recipe), force=force, inputs=dumps)
         texts = {source.metadata.sha256 for source in sources}
@@ -162,7 +167,8 @@ def _render(console: Console, result: dict[str, Any]) -> None:
     for side in result["sides"]:
         rates = side["rates"]
         shown = "" if rates is None else " ".join(str(rate) for rate in rates)
-        rows.append([side["layer"], side["side"], side["codec"], side["bits_per_value"], side["measured"], shown])
+        name = side["side"] if side["head"] is None else f"{side['side']}, head {side['head']}"
+        rows.append([side["layer"], name, side["codec"], side["bits_per_value"], side["measured"], shown])
     columns = ["layer", "side", "codec", "bits/value", "cost", "bits of each 8 channels"]
     width = len(columns) if any(row[-1] for row in rows) else len(columns) - 1
     console.print(table(columns[:width], [row[:width] for row in rows]))

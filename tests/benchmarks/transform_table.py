@@ -1,9 +1,11 @@
 """What each transform and policy gains or loses: attention KL on a dump, and the model's KL, at 2, 3 and 4 bits.
 
     python tests/benchmarks/transform_table.py MODEL CALIBRATION_TEXT SCORED_TEXT -o transforms-NAME.json
+    python tests/benchmarks/transform_table.py ... -o transforms-NAME.json --row "nsn, +0.13 bits" --row ...
     python tests/benchmarks/transform_table.py --print docs/benchmarks/transforms-*.json
 
-Transforms are fitted on a dump of the calibration text; both scores are of the other text.
+Transforms are fitted on a dump of the calibration text; both scores are of the other text. With --row only these rows
+are measured, and put among those that the output already has, which must be of the same texts and windows.
 """
 
 from __future__ import annotations
@@ -64,6 +66,10 @@ ROWS = (
     Row("mean + lowrank, +0.5 bits", "mean+lowrank", "mean+lowrank"),
     Row("pattern, +0.06 bits", "pattern", "pattern"),
     Row("nsn, +0.13 bits", "nsn", "nsn"),
+    Row("nsn, runs of 64, +0.38 bits", "nsn:run=64", "nsn:run=64"),
+    Row("kvarn, +0.25 bits", "kvarn", "kvarn"),
+    Row("walsh + kvarn, no rotation, +0.25 bits", "walsh+kvarn", "walsh+kvarn", BARE, BARE),
+    Row("aqua, +0.09 bits", "aqua", "aqua"),
     Row("mean, V norm=mse", "mean", "mean", PLAIN, PLAIN + ":norm=mse"),
     Row("mean, V norm=unbiased", "mean", "mean", PLAIN, PLAIN + ":norm=unbiased"),
     Row("mean, V gain 1.04", "mean", "mean+gain:alpha=1.04"),
@@ -112,6 +118,10 @@ def measure(arguments: argparse.Namespace) -> None:
 
     model = open_model(arguments.model, device="cpu")
     texts = [TextTokens(model, path, read_text(path)) for path in (arguments.calibration, arguments.scored)]
+    wanted = set(arguments.rows or [])
+    known = [row for row in (*ROWS, *CONTROL) if not wanted or row.name in wanted]
+    if unknown := wanted - {row.name for row in known}:
+        raise SystemExit(f"no such row: {', '.join(sorted(unknown))}")
     document: dict[str, Any] = {
         "model": model.label,
         "calibration": texts[0].name,
@@ -120,8 +130,11 @@ def measure(arguments: argparse.Namespace) -> None:
         "scored_windows": arguments.scored_windows,
         "context": arguments.context,
         "cpu": cpu_model(),
-        "rows": [],
     }
+    old = json.loads(arguments.output.read_text()) if wanted else {**document, "rows": []}
+    if differing := [key for key in document if key != "cpu" and document[key] != old[key]]:
+        raise SystemExit(f"{arguments.output} was made with another {differing[0]}")
+    document = old
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for text, file, count in (
@@ -131,8 +144,12 @@ def measure(arguments: argparse.Namespace) -> None:
             capture_dump(model, text, folder / file, CaptureSpec(context=arguments.context, n_windows=count, n_rows=64))
         windows = texts[1].windows(arguments.scored_windows, arguments.context)
         with open_dump(folder / "fit.h5") as fit, open_dump(folder / "score.h5") as score:
-            for bits, rows in [*((bits, ROWS) for bits in BITS), (16, CONTROL)]:
-                started = time.monotonic()
+            for bits, all_rows in [*((bits, ROWS) for bits in BITS), (16, CONTROL)]:
+                started, rows = time.monotonic(), tuple(row for row in all_rows if row in known)
+                again = {(bits, row.name) for row in rows}
+                document["rows"] = [row for row in document["rows"] if (row["bits"], row["name"]) not in again]
+                if not rows:
+                    continue
                 chosen = [
                     (row, recipe, compare_attention(score, EncodedNow(plan_quantize(score, recipe)), max_memory=MEMORY))
                     for row, recipe in recipes(rows, bits, fit, folder)
@@ -188,6 +205,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=4)
     parser.add_argument("--scored-windows", type=int, default=2)
     parser.add_argument("--context", type=int, default=2048)
+    parser.add_argument("--row", action="append", dest="rows")
     parser.add_argument("--print", nargs="+", type=Path, dest="documents")
     arguments = parser.parse_args()
     if arguments.documents:

@@ -66,6 +66,20 @@ def test_codecs_of_a_list(path: Path) -> None:
     assert {side.codec for side in equal} == {"turbo3"} and "layers" not in recipe_text(recipe).partition("k:")[0]
 
 
+def test_heads_by_themselves_cost_no_more(path: Path) -> None:
+    """More freedom at the same bits: the hull of a sum lies above the sum of hulls, up to the last step that fits."""
+    with open_dump(path) as dump:
+        found = {
+            is_on: tune_codecs([dump], 3.4, ["turbo2", "turbo3", "turbo4"], per_head=is_on) for is_on in (False, True)
+        }
+    costs = {is_on: sum(side.measured for side in sides) for is_on, (_, sides, _) in found.items()}
+    _, sides, recipe = found[True]
+    assert costs[True] <= costs[False] and np.mean([side.bits_per_value for side in sides]) <= 3.4
+    assert len(sides) == 2 * 2 * 2 and any(choice.heads for choice in recipe.layers.values())
+    for side in sides:
+        assert str(recipe.codec_for(int(side.layer), side.side, side.head)) == side.codec
+
+
 def test_a_budget_goes_where_it_helps(path: Path) -> None:
     with open_dump(path) as dump:
         _, spread, _ = tune_codecs([dump], 3.5, ["turbo2", "turbo3", "turbo4"])

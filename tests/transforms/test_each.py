@@ -14,7 +14,7 @@ from turbocode.transforms import TOKEN_TRANSFORMS, TRANSFORM_NAMES, TRANSFORMS, 
 from turbocode.transforms.walsh import walsh_matrix
 
 J, D, N = 2, 64, 1500
-AFFINE = [name for name in TRANSFORM_NAMES if name != "gain" and name not in TOKEN_TRANSFORMS]
+AFFINE = [name for name in TRANSFORM_NAMES if name not in ("gain", "aqua", *TOKEN_TRANSFORMS)]
 
 
 def statistics_of(x: Any, queries: Any = None) -> SideStatistics:

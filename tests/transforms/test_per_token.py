@@ -20,6 +20,7 @@ from turbocode.transforms import check_chain, collect_statistics, fit_chain
 
 MEMORY = 1 << 28
 KEPT = {"lowrank:rank=3": 6, "pattern": 1, "nsn": 2, "mean+lowrank": 8, "mean+pattern:count=256": 1}
+KEPT |= {"nsn:run=64": 6, "kvarn": 4, "walsh+kvarn:run=64": 8, "mean+nsn:run=256": 3}
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +103,7 @@ def test_they_come_last(dump: Dump) -> None:
         check_chain(["pattern", "mean"])
     with pytest.raises(OptionError, match="has to be the last"):
         parse_transforms("lowrank+klt")
-    for text in ("lowrank:rank=0", "pattern:count=257", "pattern:count=0"):
+    for text in ("lowrank:rank=0", "pattern:count=257", "pattern:count=0", "nsn:run=63", "kvarn:run=0"):
         with pytest.raises(OptionError):
             parse_transforms(text)
 
@@ -116,7 +117,7 @@ def test_a_pattern_that_is_not_there_is_damage(dump: Dump) -> None:
 
 
 def test_arrays_that_do_not_fit(dump: Dump) -> None:
-    for text in ("lowrank", "pattern", "nsn"):
+    for text in ("lowrank", "pattern", "nsn", "kvarn"):
         chain = coder(dump, text).chain
         for arrays in ({}, {key: array[..., :-1] for key, array in chain.steps[0].arrays.items()}):
             with pytest.raises(DataError):

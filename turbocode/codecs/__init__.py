@@ -9,9 +9,15 @@ from turbocode.codecs.coder import (
     decode_heads,
     encode_heads,
     has_packed_attention,
+    head_blocks,
     plain_codec,
+    predicting,
+    row_bytes,
+    row_widths,
+    run_tokens,
 )
 from turbocode.codecs.multirate_codec import MultirateCodec, multirate_codec, multirate_from_calibration
+from turbocode.codecs.per_head import PerHeadCodec
 from turbocode.codecs.report import EncodeReport
 from turbocode.codecs.spec import CODEC_NAMES, STANDARD_CODECS, CodecSpec, codec_summary, parse_codec
 from turbocode.codecs.transformed import TransformedCodec
@@ -24,6 +30,7 @@ __all__ = [
     "Coder",
     "EncodeReport",
     "MultirateCodec",
+    "PerHeadCodec",
     "TransformedCodec",
     "codec_from_description",
     "codec_summary",
@@ -32,10 +39,15 @@ __all__ = [
     "decode_heads",
     "encode_heads",
     "has_packed_attention",
+    "head_blocks",
     "make_codec",
     "merge_attention",
     "multirate_codec",
     "multirate_from_calibration",
     "parse_codec",
     "plain_codec",
+    "predicting",
+    "row_bytes",
+    "row_widths",
+    "run_tokens",
 ]

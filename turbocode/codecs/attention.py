@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from turbocode.codecs.coder import Coder, plain_codec
+from turbocode.codecs.coder import Coder, head_blocks, plain_codec, row_widths
 from turbocode.codecs.multirate_codec import MultirateCodec
 from turbocode.errors import OptionError
 from turbocode.kernels.attention import PackedSide
@@ -47,7 +47,7 @@ def decode_attention(
     """(output, lse) of `queries` over a packed cache: float32 of the shape of queries, and that without head_dim.
 
     queries : (n_seqs, n_query_heads, n_rows, head_dim); query head h reads KV head h // (n_query_heads // n_kv_heads)
-    key_blocks, value_blocks : uint8 (n_seqs, n_kv_heads, n_tokens, bytes_per_vector of the codec)
+    key_blocks, value_blocks : uint8 (n_seqs, n_kv_heads, n_tokens, bytes_per_vector of the codec), as encode_heads
     last_token : integers (n_seqs, n_rows): row r sees tokens 0..last_token, of these the last `window` (0: all);
         -1 sees none and gives 0 and -inf. Sequences of different length differ in last_token; what lies behind it is
         not read.
@@ -60,6 +60,18 @@ def decode_attention(
     from turbocode.kernels.attention import cpu
 
     queries, last_token = np.asarray(queries), np.asarray(last_token)
+    if row_widths(key_codec) or row_widths(value_codec):
+        return _head_by_head(
+            queries,
+            (key_codec, key_blocks, value_codec, value_blocks),
+            last_token,
+            scale=scale,
+            window=window,
+            softcap=softcap,
+            n_splits=n_splits,
+            first_token=first_token,
+            skipping=skipping,
+        )
     keys, values = packed_side(key_codec, key_blocks), packed_side(value_codec, value_blocks)
     if queries.ndim != 4 or keys.blocks.ndim != 4 or keys.blocks.shape[:3] != values.blocks.shape[:3]:
         raise OptionError(
@@ -98,6 +110,26 @@ def decode_attention(
     )
     output = without_unseen(by_head(value_codec, value_codec.unrotate, output, n_kv_heads), lse)
     return output, lse if softcap else with_offsets(lse, offsets, scale)
+
+
+def _head_by_head(
+    queries: NDArray[Any],
+    sides: tuple[Coder, NDArray[np.uint8], Coder, NDArray[np.uint8]],
+    last_token: NDArray[np.integer[Any]],
+    **options: Any,
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """decode_attention where a side's heads have codecs of their own: one call for each KV head."""
+    key_codec, key_blocks, value_codec, value_blocks = sides
+    counts = {codec.n_heads for codec in (key_codec, value_codec) if row_widths(codec)}
+    n_kv_heads = counts.pop()
+    if counts or queries.ndim != 4 or queries.shape[1] % n_kv_heads:
+        raise OptionError(f"queries {queries.shape} do not fit {key_codec.name} and {value_codec.name}")
+    parts = []
+    for head, some in enumerate(np.split(queries, n_kv_heads, axis=1)):
+        k, v = (head_blocks(c, b, head)[:, None] for c, b in ((key_codec, key_blocks), (value_codec, value_blocks)))
+        key, value = key_codec.for_head(head), value_codec.for_head(head)
+        parts.append(decode_attention(some, key, k, value, v, last_token, **options))
+    return np.concatenate([part[0] for part in parts], axis=1), np.concatenate([part[1] for part in parts], axis=1)
 
 
 def by_head(coder: Coder, change: Callable[[NDArray[Any], int], Any], vectors: NDArray[Any], n_kv_heads: int) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from turbocode.codecs.codec import Codec, codec_from_description
 from turbocode.codecs.report import EncodeReport
 from turbocode.errors import DataError, OptionError
 from turbocode.formats.array_digest import array_sha256
-from turbocode.transforms import FittedChain, FittedTransform
+from turbocode.transforms import FittedChain, FittedTransform, Predictor
 
 TRANSFORMED_VERSION = 1
 
@@ -23,12 +23,15 @@ class TransformedCodec:
     """codec : what the transformed vectors are coded with; chain : fitted for one layer's keys or values.
 
     head : the KV head whose map is used whatever head a call names; None: the one it names
+    prediction : float32 (J, ..., D), what is taken away from the vectors of each KV head and added to what they decode
+        to, of the shape of what the next call is given; needed where the chain predicts (`with_prediction`)
     Raises OptionError where codec and chain do not fit.
     """
 
     codec: Codec
     chain: FittedChain
     head: int | None = None
+    prediction: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         if self.codec.head_dim != self.chain.head_dim:
@@ -58,6 +61,21 @@ class TransformedCodec:
         return self.chain.token_map.n_bytes if self.chain.token_map else 0
 
     @property
+    def run_tokens(self) -> int:
+        """Tokens that are coded and decoded together, 1 for each alone; see transforms/per_token.py."""
+        return self.chain.token_map.run if self.chain.token_map else 1
+
+    @property
+    def predictor(self) -> Predictor | None:
+        """What predicts vectors from other layers; the codec then codes the rest."""
+        return self.chain.predictor
+
+    @property
+    def is_read_decoded(self) -> bool:
+        """Whether blocks alone do not tell what attention needs, so that they are decoded before."""
+        return bool(self.kept_bytes) or self.predictor is not None
+
+    @property
     def constant_bits(self) -> float:
         return self.chain.bits_per_value
 
@@ -67,47 +85,73 @@ class TransformedCodec:
         return 8 * self.bytes_per_vector / self.head_dim + self.constant_bits
 
     def for_head(self, head: int) -> TransformedCodec:
-        return TransformedCodec(self.codec.for_head(head), self.chain, head)
+        return TransformedCodec(self.codec.for_head(head), self.chain, head, self.prediction)
+
+    def with_prediction(self, prediction: NDArray[np.float32]) -> TransformedCodec:
+        """The codec of the tokens that predictor.predict was told the positions of."""
+        return replace(self, prediction=prediction)
 
     def encode(self, values: NDArray[Any], head: int = 0) -> tuple[NDArray[np.uint8], EncodeReport]:
-        """(blocks, report) as Codec.encode; the report compares `values` with what their blocks decode to."""
+        """(blocks, report) as Codec.encode; the report compares `values` with what their blocks decode to.
+
+        Where tokens are coded in runs, the last axis but one is that of the tokens, and the first begins a run.
+        """
         values = np.asarray(values)
         if values.ndim == 0 or values.shape[-1] != self.head_dim:
             raise OptionError(
                 f"{self.name} encodes vectors of {self.head_dim} values; the array has shape {values.shape}"
             )
         with np.errstate(over="ignore", invalid="ignore"):
-            coded = self.chain.head_map.code(values, self._head(head))
+            rest = values if self.predictor is None else values - self._predicted(head, values.shape)
+            coded = self.chain.head_map.code(rest, self._head(head))
         if self.chain.token_map is not None:
             finite = np.isfinite(coded).all()  # else the codec says where
             split = self.chain.token_map.split if finite else lambda x, _: (x, np.zeros((len(x), 0), np.uint8))
-            coded, kept = split(coded.reshape(-1, self.head_dim).astype(np.float64), self._head(head))
-            coded = coded.reshape(values.shape).astype(np.float32)
+            pairs = [split(x.astype(np.float64), self._head(head)) for x in self._sequences(coded)]
+            coded = np.stack([pair[0] for pair in pairs]).reshape(values.shape).astype(np.float32)
+            kept = np.stack([pair[1] for pair in pairs])
         blocks, cost = self.codec.encode(coded, head)
         if self.chain.token_map is not None:
-            blocks = np.concatenate([kept.reshape(*values.shape[:-1], -1), blocks], axis=-1)
+            blocks = np.concatenate([kept.reshape(*values.shape[:-1], kept.shape[-1]), blocks], axis=-1)
         report, _ = EncodeReport.of_vectors(values, self.decode(blocks, head))
         report.saturated_vectors = cost.saturated_vectors
         return blocks, report
 
     def decode(self, blocks: NDArray[np.uint8], head: int = 0, *, unrotate: bool = True) -> NDArray[np.float32]:
         """Vectors float32 (..., head_dim); unrotate=False leaves them as attention reads them."""
+        if self.is_read_decoded and not unrotate:
+            raise OptionError(f"{self.name} decodes to the model's basis only")
         if self.chain.token_map is not None:
-            return self._decode_with_kept(np.asarray(blocks), head, unrotate)
-        coded = self.codec.decode(blocks, head, unrotate=unrotate)
-        return self.chain.head_map.restore(coded, self._head(head)) if unrotate else coded
+            found = self._decode_with_kept(np.asarray(blocks), head)
+        else:
+            coded = self.codec.decode(blocks, head, unrotate=unrotate)
+            found = self.chain.head_map.restore(coded, self._head(head)) if unrotate else coded
+        return found if self.predictor is None else found + self._predicted(head, found.shape)
 
-    def _decode_with_kept(self, blocks: NDArray[np.uint8], head: int, unrotate: bool) -> NDArray[np.float32]:
-        assert self.chain.token_map is not None
-        if not unrotate or blocks.dtype != np.uint8 or blocks.shape[-1:] != (self.bytes_per_vector,):
+    def _predicted(self, head: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        if self.prediction is None:
             raise OptionError(
-                f"{self.name} decodes uint8 arrays of {self.bytes_per_vector} bytes a vector, to the model's basis; "
+                f"{self.name} codes what the layer below does not tell, and is read with that layer only: "
+                "in quantized files, measure, attend compare, evaluate and TurboCache"
+            )
+        return self.prediction[self._head(head)].reshape(shape)
+
+    def _decode_with_kept(self, blocks: NDArray[np.uint8], head: int) -> NDArray[np.float32]:
+        assert self.chain.token_map is not None
+        if blocks.dtype != np.uint8 or blocks.shape[-1:] != (self.bytes_per_vector,):
+            raise OptionError(
+                f"{self.name} decodes uint8 arrays of {self.bytes_per_vector} bytes a vector; "
                 f"given is {blocks.dtype} of shape {blocks.shape}"
             )
-        kept = blocks[..., : self.kept_bytes].reshape(-1, self.kept_bytes)
         coded = self.codec.decode(blocks[..., self.kept_bytes :], head)
-        joined = self.chain.token_map.join(coded.reshape(-1, self.head_dim), kept, self._head(head))
+        pairs = zip(self._sequences(coded), self._sequences(blocks[..., : self.kept_bytes]), strict=True)
+        joined = np.stack([self.chain.token_map.join(x, kept, self._head(head)) for x, kept in pairs])
         return self.chain.head_map.restore(joined.reshape(coded.shape), self._head(head))
+
+    def _sequences(self, rows: NDArray[Any]) -> NDArray[Any]:
+        """Rows (..., T, n) as (sequences, T, n), or as one sequence where each token is coded alone."""
+        n_tokens = rows.shape[-2] if self.run_tokens > 1 and rows.ndim > 1 else rows.size // rows.shape[-1]
+        return rows.reshape(-1, n_tokens, rows.shape[-1]) if rows.size else rows.reshape(1, -1, rows.shape[-1])
 
     def rotate(self, vectors: NDArray[Any], head: int = 0) -> NDArray[np.float32]:
         """Queries in the basis of the key blocks of a KV head; their logits lack `logit_offset`."""
@@ -134,19 +178,7 @@ class TransformedCodec:
 
     def describe(self) -> dict[str, Any]:
         """A JSON object that with `arrays` gives the codec back."""
-        return {
-            "version": TRANSFORMED_VERSION,
-            "n_heads": self.chain.n_heads,
-            "transforms": [
-                {
-                    "name": step.name,
-                    "about": step.about,
-                    "arrays": {name: array_sha256(array) for name, array in step.arrays.items()},
-                }
-                for step in self.chain.steps
-            ],
-            "inner": self.codec.describe(),
-        }
+        return {"version": TRANSFORMED_VERSION, **describe_chain(self.chain), "inner": self.codec.describe()}
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """The chain's arrays by the names they have in a file."""
@@ -155,6 +187,19 @@ class TransformedCodec:
             for number, step in enumerate(self.chain.steps)
             for name, array in step.arrays.items()
         }
+
+
+def describe_chain(chain: FittedChain) -> dict[str, Any]:
+    """Entries of a JSON object that with a codec's arrays give the chain back."""
+    steps = [
+        {
+            "name": step.name,
+            "about": step.about,
+            "arrays": {name: array_sha256(array) for name, array in step.arrays.items()},
+        }
+        for step in chain.steps
+    ]
+    return {"n_heads": chain.n_heads, "transforms": steps}
 
 
 def _array_name(number: int, transform: str, name: str) -> str:
@@ -169,6 +214,16 @@ def transformed_from_description(
         if description["version"] != TRANSFORMED_VERSION:
             raise DataError(f"codec description version {description['version']!r} is unknown", file=file)
         codec = codec_from_description(description["inner"], file=file)
+        return TransformedCodec(codec, chain_from_description(description, arrays, codec.head_dim, file=file))
+    except KeyError as error:
+        raise DataError(f"codec description: key {error.args[0]!r} is missing", file=file) from None
+
+
+def chain_from_description(
+    description: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], head_dim: int, *, file: str | None = None
+) -> FittedChain:
+    """The chain that `describe_chain` wrote. Raises DataError naming the entry that is missing or disagrees."""
+    try:
         n_heads, listed = description["n_heads"], description["transforms"]
         if type(n_heads) is not int or not isinstance(listed, list):
             raise DataError("codec description: n_heads or transforms has the wrong type", file=file)
@@ -181,7 +236,7 @@ def transformed_from_description(
                     raise DataError(f"codec description: array {where} is missing or another one", file=file)
                 found[str(name)] = arrays[where]
             steps.append(FittedTransform(str(entry["name"]), dict(entry["about"]), found))
-        return TransformedCodec(codec, FittedChain(tuple(steps), n_heads, codec.head_dim))
+        return FittedChain(tuple(steps), n_heads, head_dim)
     except KeyError as error:
         raise DataError(f"codec description: key {error.args[0]!r} is missing", file=file) from None
     except (TypeError, ValueError):

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from turbocode.codecs import coder_from_description
-from turbocode.codecs.slab_coder import Job, SlabCoders
-from turbocode.conversion.slabs import slab_tokens, slabs
+from turbocode.codecs.slab_coder import CpuSlabCoder, Job, SlabCoders
+from turbocode.conversion.layers_below import LayersBelow
+from turbocode.conversion.slabs import slabs
 from turbocode.dumps import QuantizedFile, create_dump
 from turbocode.errors import OptionError
 from turbocode.formats.sides import SIDES
@@ -46,6 +47,12 @@ def dequantize_file(
     n_bytes = n_vectors * metadata.head_dim * _BYTES[dtype]
     saturated, coders = 0, SlabCoders(device)
     described = replace(metadata, logical_dtype=dtype, sha256=None)
+    codecs = {
+        (layer.name, side): coder_from_description(stored.codec, stored.arrays(), file=quantized.path)
+        for layer in quantized.layers
+        for side, stored in ((side, layer.side(side)) for side in SIDES)
+    }
+    below = LayersBelow(quantized.layers, codecs, metadata.n_kv_heads, metadata.head_dim)
     with create_dump(output, described, force=force, inputs=[quantized.path], expected_bytes=n_bytes) as writer:
         for layer in quantized.layers:
             target = writer.add_layer(
@@ -56,15 +63,15 @@ def dequantize_file(
                 window=layer.window,
                 softcap=layer.softcap,
             )
-            size = slab_tokens(metadata.head_dim, 1, max_memory)
             for side in SIDES:
-                stored = layer.side(side)
-                codec = coder_from_description(stored.codec, stored.arrays(), file=quantized.path)
-                coder = coders.of(codec)
+                stored, codec = layer.side(side), codecs[layer.name, side]
+                size = below.slab_tokens(layer.name, side, 1, max_memory)
+                fixed = coders.of(codec)
                 under_way: deque[tuple[int, int, int, Job]] = deque()
 
                 def write(seq: int, head: int, start: int, job: Job) -> int:
                     values, cut = job.result(), 0
+                    below.put(layer.name, side, seq, head, start, values)  # noqa: B023
                     if dtype == "float16":
                         cut = int((np.abs(values) > _FLOAT16_MAX).sum())
                         np.clip(values, -_FLOAT16_MAX, _FLOAT16_MAX, out=values)
@@ -76,8 +83,10 @@ def dequantize_file(
                 for seq in range(layer.n_seqs):
                     for head in range(metadata.n_kv_heads):
                         for start, stop in slabs(layer.n_tokens, size):
-                            if len(under_way) == coder.depth:
+                            if len(under_way) == fixed.depth:
                                 saturated += write(*under_way.popleft())
+                            bound = below.coder(layer.name, side, seq, start, stop)
+                            coder = fixed if bound is codec else CpuSlabCoder(bound)
                             job = coder.submit_decode(stored.read(seq, head, start, stop), head)
                             under_way.append((seq, head, start, job))
                 while under_way:

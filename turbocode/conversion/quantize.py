@@ -11,9 +11,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from turbocode.codecs import Coder, EncodeReport, plain_codec
-from turbocode.codecs.slab_coder import Job, SlabCoders
-from turbocode.conversion.slabs import slab_tokens, slabs
+import numpy as np
+from numpy.typing import NDArray
+
+from turbocode.codecs import Coder, EncodeReport, plain_codec, row_bytes, row_widths
+from turbocode.codecs.slab_coder import CpuSlabCoder, Job, SlabCoders
+from turbocode.conversion.layers_below import LayersBelow
+from turbocode.conversion.slabs import places
 from turbocode.dumps import Dump, create_quantized
 from turbocode.formats.block_format import FLOAT16_BITS
 from turbocode.formats.sides import SIDES
@@ -61,7 +65,7 @@ def plan_quantize(dump: Dump, recipe: Recipe) -> QuantizePlan:
             codecs[layer.name, side] = codec
             count = layer.n_seqs * metadata.n_kv_heads * layer.n_tokens
             n_vectors += count
-            n_bytes += count * codec.bytes_per_vector
+            n_bytes += layer.n_seqs * layer.n_tokens * row_bytes(codec, metadata.n_kv_heads)
             constant_bits += count * metadata.head_dim * codec.constant_bits
     return QuantizePlan(codecs, n_vectors * metadata.head_dim, n_bytes, constant_bits)
 
@@ -85,7 +89,8 @@ def quantize_dump(
     """
     plan = plan_quantize(dump, recipe)
     rows: list[dict[str, Any]] = []
-    coders = SlabCoders(device)
+    coders, n_kv_heads = SlabCoders(device), dump.metadata.n_kv_heads
+    below = LayersBelow(dump.layers, plan.codecs, n_kv_heads, dump.metadata.head_dim)
     with (
         _digest_in_background(dump) as dump_sha256,
         create_quantized(
@@ -108,23 +113,47 @@ def quantize_dump(
                 window=layer.window,
                 softcap=layer.softcap,
             )
-            size = slab_tokens(dump.metadata.head_dim, layer.chunk_tokens, max_memory)
             for side in SIDES:
                 codec = plan.codecs[layer.name, side]
+                widths = row_widths(codec)
+                size = below.slab_tokens(layer.name, side, layer.chunk_tokens, max_memory)
                 blocks = target.add_side(
-                    side, codec=codec.describe(), bytes_per_vector=codec.bytes_per_vector, arrays=codec.arrays()
+                    side,
+                    codec=codec.describe(),
+                    bytes_per_vector=codec.bytes_per_vector,
+                    arrays=codec.arrays(),
+                    widths=widths,
                 )
-                report, coder = EncodeReport(), coders.of(codec)
+                row: list[NDArray[np.uint8]] = []
+                report, fixed = EncodeReport(), coders.of(codec)
                 under_way: deque[tuple[int, int, int, Job]] = deque()
-                for seq in range(layer.n_seqs):
-                    for head in range(dump.metadata.n_kv_heads):
-                        for start, stop in slabs(layer.n_tokens, size):
-                            if len(under_way) == coder.depth:
-                                _write(blocks, report, *under_way.popleft(), advance)
-                            job = coder.submit_encode(layer.read(side, seq, head, start, stop), head)
-                            under_way.append((seq, head, start, job))
+
+                def write(seq: int, head: int, start: int, job: Job) -> None:
+                    encoded, cost = job.result()
+                    report.add(cost)  # noqa: B023  called in the same turn
+                    if widths is None:  # noqa: B023
+                        blocks.write(seq, head, start, encoded)  # noqa: B023
+                    else:
+                        row.append(encoded)  # noqa: B023
+                        if len(row) == n_kv_heads:  # noqa: B023
+                            blocks.write(seq, 0, start, np.concatenate(row, axis=1))  # noqa: B023
+                            row.clear()  # noqa: B023
+                    if below.wants(layer.name, side):  # noqa: B023
+                        bound = below.coder(layer.name, side, seq, start, start + len(encoded))  # noqa: B023
+                        below.put(layer.name, side, seq, head, start, bound.decode(encoded, head))  # noqa: B023
+                    if advance:
+                        advance(len(encoded))
+
+                everything = places(layer.n_seqs, n_kv_heads, layer.n_tokens, size, is_by_row=widths is not None)
+                for seq, head, start, stop in everything:
+                    if len(under_way) == fixed.depth:
+                        write(*under_way.popleft())
+                    bound = below.coder(layer.name, side, seq, start, stop)
+                    coder = fixed if bound is codec else CpuSlabCoder(bound)
+                    job = coder.submit_encode(layer.read(side, seq, head, start, stop), head)
+                    under_way.append((seq, head, start, job))
                 while under_way:
-                    _write(blocks, report, *under_way.popleft(), advance)
+                    write(*under_way.popleft())
                 blocks.finish(report.to_json())
                 rows.append(_row(layer.name, side, codec, report))
     total = {
@@ -136,16 +165,6 @@ def quantize_dump(
         "nonfinite_replaced": dump.nonfinite_replaced,
     }
     return {"output": os.fspath(output), "layers": rows, "total": total}
-
-
-def _write(
-    blocks: Any, report: EncodeReport, seq: int, head: int, start: int, job: Job, advance: Advance | None
-) -> None:
-    encoded, cost = job.result()
-    blocks.write(seq, head, start, encoded)
-    report.add(cost)
-    if advance:
-        advance(len(encoded))
 
 
 class _Abandoned(Exception):

@@ -77,29 +77,37 @@ class QuantizedLayer:
 
 
 class QuantizedSide:
-    """Keys or values of a layer: codec and report (JSON objects), bytes_per_vector, stored_sha256 of all blocks."""
+    """Keys or values of a layer: codec and report (JSON objects), stored_sha256 of all blocks.
+
+    bytes_per_vector : of one head, the longest where `widths` has those of each; row_bytes : of a token, all heads
+    """
 
     def __init__(self, source: Source, facts: SideFacts) -> None:
         self._source = source
         self._facts = facts
         self.codec: dict[str, Any] = facts.codec
         self.report: dict[str, Any] = facts.report
-        self.bytes_per_vector: int = facts.shape[3]
+        self.widths: tuple[int, ...] | None = facts.widths
+        self.bytes_per_vector: int = facts.shape[3] if facts.widths is None else max(facts.widths)
+        self.row_bytes: int = facts.shape[1] * facts.shape[3]
         self.stored_sha256: str = facts.sha256
 
     def read(self, seq: int, head: int, start: int = 0, stop: int | None = None) -> NDArray[np.uint8]:
-        """Blocks, uint8 (stop - start, bytes_per_vector); stop defaults to the last token.
+        """Blocks of one head, uint8 (stop - start, bytes of its vectors); stop defaults to the last token.
 
         Errors : OptionError for an index outside the layer; DataError for damaged data.
         """
         n_seqs, n_heads, n_tokens, width = self._facts.shape
+        n_heads = len(self.widths) if self.widths else n_heads
         last = n_tokens if stop is None else stop
         if not (0 <= seq < n_seqs and 0 <= head < n_heads and 0 <= start < last <= n_tokens):
             raise OptionError(
                 f"blocks of sequence {seq}, head {head}, tokens {start} to {last} do not exist; "
                 f"there are {n_seqs} sequences, {n_heads} heads and {n_tokens} tokens"
             )
-        return self._source.read(self._facts.path, (seq, head, start, 0), (1, 1, last - start, width))[0, 0]
+        row, first = (head, 0) if self.widths is None else (0, sum(self.widths[:head]))
+        width = width if self.widths is None else self.widths[head]
+        return self._source.read(self._facts.path, (seq, row, start, first), (1, 1, last - start, width))[0, 0]
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """The constants that the codec's description refers to by name. Raises DataError for damaged ones."""

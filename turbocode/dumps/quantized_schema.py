@@ -31,6 +31,7 @@ class SideFacts:
     """Keys or values of one layer: path of the blocks, their shape, codec and report as JSON objects, SHA-256.
 
     arrays : what the codec's description refers to by name
+    widths : bytes of a vector of each KV head, where a row of the blocks holds those of all heads; else None
     """
 
     path: str
@@ -39,6 +40,7 @@ class SideFacts:
     report: dict[str, Any]
     sha256: str
     arrays: dict[str, ArrayFacts]
+    widths: tuple[int, ...] | None
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def _layer(inventory: Inventory, metadata: DumpMetadata, name: str) -> Quantized
     path = f"/layers/{name}"
     sides = {side: _side(inventory, metadata, f"{path}/{side}") for side in SIDES}
     keys, values = sides["keys"].shape, sides["values"].shape
-    if keys[:3] != values[:3]:
+    if (keys[0], keys[2]) != (values[0], values[2]):
         inventory.refuse(f"{path}/values/blocks", f"shape {values} disagrees with that of the keys, {keys}")
     return QuantizedLayerFacts(name, read_layer_metadata(inventory, path), sides)
 
@@ -92,19 +94,34 @@ def _side(inventory: Inventory, metadata: DumpMetadata, path: str) -> SideFacts:
     blocks = inventory.require_dataset(where)
     if blocks.value_type.name != "uint8":
         inventory.refuse(where, f"type is {blocks.value_type.name}; expected uint8")
-    if len(blocks.shape) != 4 or blocks.shape[1] != metadata.n_kv_heads:
-        expected = f"(sequences, {metadata.n_kv_heads}, tokens, bytes)"
+    codec = read_json(inventory, path, "codec")
+    widths = _widths(inventory, path, codec, metadata.n_kv_heads)
+    n_rows = metadata.n_kv_heads if widths is None else 1
+    if len(blocks.shape) != 4 or blocks.shape[1] != n_rows or (widths and sum(widths) != blocks.shape[3]):
+        expected = f"(sequences, {n_rows}, tokens, {sum(widths) if widths else 'bytes'})"
         inventory.refuse(where, f"shape is {blocks.shape}; expected {expected}")
     if not blocks.fletcher32:
         inventory.refuse(where, "blocks have no fletcher32 checksum")
     return SideFacts(
         where,
         blocks.shape,
-        read_json(inventory, path, "codec"),
+        codec,
         read_json(inventory, path, "report"),
         read_digest(inventory, where, "sha256"),
         array_facts(inventory, f"{path}/{ARRAYS}") if f"{path}/{ARRAYS}" in inventory.groups else {},
+        widths,
     )
+
+
+def _widths(inventory: Inventory, path: str, codec: dict[str, Any], n_heads: int) -> tuple[int, ...] | None:
+    """The widths that a codec's description names, None for none. Raises DataError for what are no widths."""
+    if "widths" not in codec:
+        return None
+    found = codec["widths"]
+    is_list = isinstance(found, list) and len(found) == n_heads and all(type(n) is int and n > 0 for n in found)
+    if not is_list:
+        inventory.refuse(path, f"codec: widths must be {n_heads} positive numbers, one for each KV head")
+    return tuple(found)
 
 
 def read_digest(inventory: Inventory, path: str, name: str) -> str:

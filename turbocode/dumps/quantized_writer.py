@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -95,12 +95,18 @@ class QuantizedLayerWriter:
         codec: dict[str, Any],
         bytes_per_vector: int,
         arrays: Mapping[str, NDArray[Any]] | None = None,
+        widths: Sequence[int] | None = None,
     ) -> SideWriter:
-        """SideWriter of the keys or the values, whose blocks `codec` describes; arrays : what it refers to by name."""
+        """SideWriter of the keys or the values, whose blocks `codec` describes; arrays : what it refers to by name.
+
+        widths : bytes of a vector of each KV head where they differ: rows of all heads are then written, as head 0
+        """
         if side not in SIDES or side in self._sides:
             raise OptionError(f"side {side!r} was added; allowed are keys and values, once each")
         group = self._group.create_group(side)
-        writer = SideWriter(self._output, group, (*self._shape, bytes_per_vector), codec)
+        n_seqs, n_heads, n_tokens = self._shape
+        rows = (n_heads, bytes_per_vector) if widths is None else (1, sum(widths))
+        writer = SideWriter(self._output, group, (n_seqs, rows[0], n_tokens, rows[1]), codec)
         if arrays:
             write_arrays(self._output, group.create_group(ARRAYS), arrays)
         self._sides[side] = writer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -9,9 +10,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from turbocode.codecs import Coder, EncodeReport, coder_from_description, has_packed_attention
+from turbocode.codecs import Coder, EncodeReport, coder_from_description, has_packed_attention, run_tokens
 from turbocode.codecs.attention import decode_attention, merge_attention
 from turbocode.codecs.value_gain import ValueGain
+from turbocode.conversion.layers_below import Blocks, LayersBelow
 from turbocode.conversion.quantize import QuantizePlan
 from turbocode.conversion.slabs import slabs
 from turbocode.dumps import Dump, DumpLayer, QuantizedFile
@@ -33,8 +35,10 @@ class BlockSource(Protocol):
     def codec(self, layer: str, side: str) -> Coder: ...
 
     def blocks(
-        self, layer: str, side: str, seq: int, head: int, start: int, exact: NDArray[Any]
-    ) -> NDArray[np.uint8]: ...
+        self, coder: Coder, layer: str, side: str, seq: int, head: int, start: int, exact: NDArray[Any]
+    ) -> NDArray[np.uint8]:
+        """Those of tokens start, start + 1, ..., which are `exact`; coder : the codec, ready for these tokens."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -46,8 +50,10 @@ class EncodedNow:
     def codec(self, layer: str, side: str) -> Coder:
         return self.plan.codecs[layer, side]
 
-    def blocks(self, layer: str, side: str, seq: int, head: int, start: int, exact: NDArray[Any]) -> NDArray[np.uint8]:
-        return self.codec(layer, side).encode(exact, head)[0]
+    def blocks(
+        self, coder: Coder, layer: str, side: str, seq: int, head: int, start: int, exact: NDArray[Any]
+    ) -> NDArray[np.uint8]:
+        return coder.encode(exact, head)[0]
 
 
 class StoredBlocks:
@@ -65,7 +71,9 @@ class StoredBlocks:
     def codec(self, layer: str, side: str) -> Coder:
         return self._codecs[layer, side]
 
-    def blocks(self, layer: str, side: str, seq: int, head: int, start: int, exact: NDArray[Any]) -> NDArray[np.uint8]:
+    def blocks(
+        self, coder: Coder, layer: str, side: str, seq: int, head: int, start: int, exact: NDArray[Any]
+    ) -> NDArray[np.uint8]:
         return self._sides[layer, side].read(seq, head, start, start + len(exact))
 
 
@@ -154,20 +162,23 @@ def compare_attention(
     if not any(layer.n_rows for layer in dump.layers):
         raise DataError("the dump holds no queries, so it has no attention to compare", file=dump.path)
     total, rows = _Figures(), []
+    codecs = {(layer.name, side): source.codec(layer.name, side) for layer in dump.layers for side in SIDES}
+    below = LayersBelow(dump.layers, codecs, dump.metadata.n_kv_heads, dump.metadata.head_dim)
     for layer in dump.layers:
+        below.fill(layer.name, _all_blocks(layer, source), max_memory)
         if not layer.n_rows:
             continue
-        figures, costs = _compare_layer(dump, layer, source, max_memory, attend, advance, gain)
+        figures, costs = _compare_layer(dump, layer, source, below, max_memory, attend, advance, gain)
         total.merge(figures)
         head_means = {head: float(np.mean(values)) for head, values in figures.head_kl.items()}
         worst = max(head_means, key=lambda head: head_means[head])
-        codecs = {side: source.codec(layer.name, side) for side in SIDES}
+        k, v = (codecs[layer.name, side] for side in SIDES)
         rows.append(
             {
                 "layer": layer.name,
-                "k": codecs["keys"].name,
-                "v": codecs["values"].name,
-                "bits_per_value": (codecs["keys"].bits_per_value + codecs["values"].bits_per_value) / 2,
+                "k": k.name,
+                "v": v.name,
+                "bits_per_value": (k.bits_per_value + v.bits_per_value) / 2,
                 "nmse_k": costs["keys"].nmse,
                 "nmse_v": costs["values"].nmse,
                 **figures.to_json(),
@@ -182,10 +193,20 @@ def compare_attention(
     return {"dump": dump.path, "layers": rows, "total": {"bits_per_value": bits, **total.to_json()}}
 
 
+def _all_blocks(layer: DumpLayer, source: BlockSource) -> Blocks:
+    """The blocks of a whole layer, for LayersBelow.fill."""
+
+    def blocks(coder: Coder, side: str, seq: int, head: int, start: int, stop: int) -> NDArray[np.uint8]:
+        return source.blocks(coder, layer.name, side, seq, head, start, layer.read(side, seq, head, start, stop))
+
+    return blocks
+
+
 def _compare_layer(
     dump: Dump,
     layer: DumpLayer,
     source: BlockSource,
+    below: LayersBelow,
     max_memory: int,
     attend: Attend,
     advance: Callable[[int], None] | None,
@@ -211,12 +232,17 @@ def _compare_layer(
             )
             is_packed = all(has_packed_attention(codec) for codec in codecs.values())
             packed = _PackedHead(queries, positions[seq], metadata.attention_scale, layer, attend)
-            for start, stop in slabs(int(positions[seq].max()) + 1, tile):
+            run = math.lcm(*(run_tokens(codec) for codec in codecs.values()))
+            for start, stop in slabs(int(positions[seq].max()) + 1, max(tile // run, 1) * run):
                 exact, decoded, blocks = {}, {}, {}
+                # To the end of a run: its tokens are decoded together, those that no row sees too.
+                end = min(-(-stop // run) * run, layer.n_tokens)
                 for side in SIDES:
-                    exact[side] = layer.read(side, seq, head, start, stop)
-                    blocks[side] = source.blocks(layer.name, side, seq, head, start, exact[side])
-                    decoded[side] = codecs[side].decode(blocks[side])
+                    coder = below.coder(layer.name, side, seq, start, end)
+                    whole = layer.read(side, seq, head, start, end)
+                    blocks[side] = source.blocks(coder, layer.name, side, seq, head, start, whole)
+                    decoded[side] = coder.decode(blocks[side], head)[: stop - start]
+                    exact[side] = whole[: stop - start]
                     costs[side].add(EncodeReport.of_vectors(exact[side], decoded[side])[0])
                 comparison.add(start, exact["keys"], exact["values"], decoded["keys"], decoded["values"])
                 if is_packed:

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from turbocode.codecs import Coder
+from turbocode.codecs import Coder, row_widths
 from turbocode.conversion import plan_quantize
+from turbocode.conversion.layers_below import LayersBelow
 from turbocode.dumps import Dump, DumpLayer
 from turbocode.errors import DataError, OptionError
 from turbocode.evaluation.attention_metrics import SPARSE_THRESHOLDS, HeadTokens, row_metrics, rows_at_once
@@ -158,8 +159,14 @@ def _measure(
     plan = plan_quantize(dump, recipe)
     total, errors = _Rows(), {side: CodingError(dump.metadata.head_dim) for side in SIDES}
     layers, entropies = [], []
+    below = LayersBelow(dump.layers, plan.codecs, dump.metadata.n_kv_heads, dump.metadata.head_dim)
     for layer in dump.layers:
-        rows, coding, entropy = _measure_layer(dump, layer, plan.codecs, max_memory, advance)
+
+        def blocks(coder: Coder, side: str, seq: int, head: int, start: int, stop: int) -> NDArray[np.uint8]:
+            return coder.encode(layer.read(side, seq, head, start, stop), head)[0]  # noqa: B023 called in the same turn
+
+        below.fill(layer.name, blocks, max_memory)
+        rows, coding, entropy = _measure_layer(dump, layer, below, max_memory, advance)
         layers.append(
             {
                 "layer": layer.name,
@@ -172,8 +179,9 @@ def _measure(
         for side in SIDES:
             errors[side].merge(coding[side])
         entropies += entropy
-    coded = float(np.mean([entropy.bits_per_value() for entropy in entropies]))
-    rans = float(np.mean([entropy.rans_bits_per_value() for entropy in entropies]))
+    counts = [entropy.n_blocks for entropy in entropies]
+    coded = float(np.average([entropy.bits_per_value() for entropy in entropies], weights=counts))
+    rans = float(np.average([entropy.rans_bits_per_value() for entropy in entropies], weights=counts))
     summary = {
         "bits_per_value": plan.bits_per_value,
         "entropy_bits_per_value": coded,
@@ -187,25 +195,26 @@ def _measure(
 def _measure_layer(
     dump: Dump,
     layer: DumpLayer,
-    codecs: dict[tuple[str, str], Coder],
+    below: LayersBelow,
     max_memory: int,
     advance: Callable[[int], None] | None,
 ) -> tuple[_Rows, dict[str, CodingError], list[BlockEntropy]]:
     metadata = dump.metadata
     q_per_kv = metadata.n_query_heads // metadata.n_kv_heads
     rows, coding = _Rows(), {side: CodingError(metadata.head_dim) for side in SIDES}
-    entropy = {side: BlockEntropy(metadata.head_dim) for side in SIDES}
+    entropy: dict[tuple[str, int], BlockEntropy] = {}
     positions = layer.query_positions()
     at_once = rows_at_once(layer.n_tokens, max_memory)
     for seq in range(layer.n_seqs):
         for head in range(metadata.n_kv_heads):
             exact, decoded = {}, {}
             for side in SIDES:
-                codec, vectors = codecs[layer.name, side], layer.read(side, seq, head)
+                codec, vectors = below.coder(layer.name, side, seq, 0, layer.n_tokens), layer.read(side, seq, head)
                 blocks = codec.encode(vectors, head)[0]
                 exact[side], decoded[side] = (x.astype(np.float64) for x in (vectors, codec.decode(blocks, head)))
                 coding[side].add(exact[side], decoded[side])
-                entropy[side].add(blocks)
+                place = side, head if row_widths(codec) else 0  # blocks alike are counted together
+                entropy.setdefault(place, BlockEntropy(metadata.head_dim)).add(blocks)
             tokens = HeadTokens(
                 exact["keys"],
                 exact["values"],

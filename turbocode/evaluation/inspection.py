@@ -159,9 +159,9 @@ def _inspect_quantized(file: QuantizedFile) -> dict[str, Any]:
         }
         for name in SIDES:
             side = layer.side(name)
-            n_bytes = n_vectors * side.bytes_per_vector
+            n_bytes = layer.n_seqs * layer.n_tokens * side.row_bytes
             block_bytes[name] += n_bytes
-            bits = 8 * side.bytes_per_vector / metadata.head_dim
+            bits = 8 * side.row_bytes / (metadata.n_kv_heads * metadata.head_dim)
             entry[name] = {
                 "bytes": n_bytes,
                 "bits_per_value": bits,

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from turbocode.codecs import coder_from_description
+from turbocode.codecs import Coder, coder_from_description, row_widths, run_tokens
+from turbocode.conversion.layers_below import LayersBelow
 from turbocode.dumps import (
     Dump,
     DumpLayer,
@@ -151,19 +152,33 @@ def _verify_quantized(file: QuantizedFile, dump: Dump | None, findings: _Finding
             findings.mismatch("/", f"was made of another dump than {dump.path}: their sha256 differ")
         else:
             source_layers = {layer.name: layer for layer in dump.layers}
+    codecs = {(layer.name, side): _codec_or_error(file, layer, side) for layer in file.layers for side in SIDES}
+    sound = {key: found for key, found in codecs.items() if not isinstance(found, DataError)}
+    below = LayersBelow(file.layers, sound, file.metadata.n_kv_heads, file.metadata.head_dim)
     for layer in file.layers:
         for side in SIDES:
+            codec, source = codecs[layer.name, side], source_layers.get(layer.name)
             try:
-                _verify_side(file, layer, side, source_layers.get(layer.name), findings, checks, advance)
+                _verify_side(file, layer, side, codec, below, source, findings, checks, advance)
             except DataError as error:
                 findings.damage(f"/layers/{layer.name}/{side}", error)
     return checks
+
+
+def _codec_or_error(file: QuantizedFile, layer: QuantizedLayer, side: str) -> Coder | DataError:
+    stored = layer.side(side)
+    try:
+        return coder_from_description(stored.codec, stored.arrays(), file=file.path)
+    except DataError as error:
+        return error
 
 
 def _verify_side(
     file: QuantizedFile,
     layer: QuantizedLayer,
     name: str,
+    codec: Coder | DataError,
+    below: LayersBelow,
     source: DumpLayer | None,
     findings: _Findings,
     checks: dict[str, int],
@@ -174,16 +189,19 @@ def _verify_side(
     if side.compute_sha256() != side.stored_sha256:
         findings.mismatch(where, "sha256 of the blocks differs from the stored one")
     checks["sha256_compared"] += 1
-    codec = coder_from_description(side.codec, side.arrays(), file=file.path)
+    if isinstance(codec, DataError):
+        raise codec
     head_dim, n_kv_heads = file.metadata.head_dim, file.metadata.n_kv_heads
-    if codec.bytes_per_vector != side.bytes_per_vector or codec.head_dim != head_dim:
+    fits = (codec.bytes_per_vector, row_widths(codec)) == (side.bytes_per_vector, side.widths)
+    if not fits or codec.head_dim != head_dim:
         findings.mismatch(where, f"blocks of {side.bytes_per_vector} bytes a vector do not fit codec {codec.name}")
         return
     energy = error = 0.0
     n_nonfinite = 0
-    for seq, head, start, stop in _slabs(layer.n_seqs, n_kv_heads, layer.n_tokens, head_dim):
+    for seq, head, start, stop in _slabs(layer.n_seqs, n_kv_heads, layer.n_tokens, head_dim, run_tokens(codec)):
         blocks = side.read(seq, head, start, stop)
-        decoded = codec.decode(blocks, head)
+        decoded = below.coder(layer.name, name, seq, start, stop).decode(blocks, head)
+        below.put(layer.name, name, seq, head, start, decoded)
         n_nonfinite += int(np.count_nonzero(~np.isfinite(decoded)))
         if source is not None:
             exact = source.read(name, seq, head, start, stop).astype(np.float64)
@@ -202,9 +220,9 @@ def _verify_side(
             findings.mismatch(where, f"NMSE is {nmse:.6g}; stored is {stored:.6g}")
 
 
-def _slabs(n_seqs: int, n_heads: int, length: int, head_dim: int) -> Iterator[tuple[int, int, int, int]]:
-    """(seq, head, start, stop) that cover a dataset, each of about SLAB_BYTES as float32."""
-    step = max(1, SLAB_BYTES // (4 * head_dim))
+def _slabs(n_seqs: int, n_heads: int, length: int, head_dim: int, run: int = 1) -> Iterator[tuple[int, int, int, int]]:
+    """(seq, head, start, stop) that cover a dataset, each of about SLAB_BYTES as float32 and of whole runs."""
+    step = max(1, SLAB_BYTES // (4 * head_dim * run)) * run
     for seq in range(n_seqs):
         for head in range(n_heads):
             for start in range(0, length, step):

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from turbocode.codebooks import CodebookSet
 from turbocode.codebooks.catalog import read_codebook
-from turbocode.codecs import Codec, MultirateCodec, coder_from_description, make_codec, parse_codec
+from turbocode.codecs import Codec, MultirateCodec, PerHeadCodec, coder_from_description, make_codec, parse_codec
 from turbocode.dumps import open_quantized
 from turbocode.errors import OptionError
 from turbocode.policies.resolve import is_codebook_file
@@ -64,14 +64,18 @@ def codec_of_file(
             raise OptionError(f"layer {layer} is not in the file; layers are {names[0]} to {names[-1]}", file=path)
         chosen = stored.side(SIDES[side])
         codec = coder_from_description(chosen.codec, chosen.arrays(), file=os.fspath(path))
+    if head is not None and not 0 <= head < n_heads:
+        raise OptionError(f"head {head} is not in the file; KV heads are 0 to {n_heads - 1}", file=path)
+    if isinstance(codec, PerHeadCodec):
+        if head is None:
+            raise OptionError(f"KV heads have codecs of their own, {codec.name}; choose one with --head", file=path)
+        codec = codec.for_head(head)
     if not isinstance(codec, Codec | MultirateCodec):
         raise OptionError(
             f"{codec.name} has constants of its own; a header holds codecs without",
             file=path,
             hint=f"export the codec by name, such as turbocode export header {codec.name.rpartition('+')[2]}",
         )
-    if head is not None and not 0 <= head < n_heads:
-        raise OptionError(f"head {head} is not in the file; KV heads are 0 to {n_heads - 1}", file=path)
     if codec.n_heads == 1:
         return codec
     if head is None:

@@ -11,10 +11,12 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any
 
+from turbocode.codecs import Coder, predicting
 from turbocode.errors import DataError, OptionError
 from turbocode.formats.sides import SIDES
 from turbocode.integrations.coded_side import CodedSide
 from turbocode.integrations.hf_packages import transformers
+from turbocode.transforms.aqua import READ_FROM
 
 if TYPE_CHECKING:
     from turbocode.policies import CachePolicy, Recipe
@@ -31,6 +33,7 @@ class TurboLayer(transformers.cache_utils.DynamicLayer):
     """The cache of one layer with full attention; keys and values are CodedSides in `sides`, nothing else holds tokens.
 
     number : 0 is the first layer that owns a cache
+    below, has_above : the layer below, from which codecs may predict, and whether those of the one above do
     reads : whether `update` returns all decoded tokens; False returns the new ones as they are, for an attention that
         reads `sides` instead
     """
@@ -42,6 +45,8 @@ class TurboLayer(transformers.cache_utils.DynamicLayer):
     ) -> None:
         super().__init__(**window)
         self.number, self.policy, self.holds_blocks, self.reads = number, policy, holds_blocks, reads
+        self.below: TurboLayer | None = None
+        self.has_above = False
         self.sides: dict[str, CodedSide] = {}
         self.cumulative_length = 0
 
@@ -50,8 +55,28 @@ class TurboLayer(transformers.cache_utils.DynamicLayer):
         self.dtype, self.device = key_states.dtype, key_states.device
         for side, states in zip(SIDES, (key_states, value_states), strict=True):
             codec = self.policy.codec_for(self.number, side, states.shape[-1], states.shape[1])
-            self.sides[side] = CodedSide(codec, self.policy.sinks, self.policy.residual, holds_blocks=self.holds_blocks)
+            self.sides[side] = CodedSide(
+                codec,
+                self.policy.sinks,
+                self.policy.residual,
+                holds_blocks=self.holds_blocks,
+                sources=self._sources(codec),
+                is_source=self.has_above or self.policy.recipe.predicts(self.number, "values"),
+            )
         self.is_initialized = True
+
+    def _sources(self, codec: Coder | None) -> list[CodedSide]:
+        """The sides that a codec predicts from, in its order. Raises OptionError for a layer that is not there."""
+        found = None if codec is None else predicting(codec)
+        if found is None:
+            return []
+        sides = []
+        for is_below, side in (READ_FROM[name] for name in found[1].sources):
+            layer = self.below if is_below else self
+            if layer is None or side not in layer.sides:
+                raise OptionError(f"{found[0].name} predicts from a layer below, and layer {self.number:03d} has none")
+            sides.append(layer.sides[side])
+        return sides
 
     def update(self, key_states: Any, value_states: Any, *arguments: Any, **options: Any) -> tuple[Any, Any]:
         """(keys, values) that the new tokens attend to, (B, J, T, D) in the model's dtype, the new ones among them."""
@@ -69,6 +94,9 @@ class TurboLayer(transformers.cache_utils.DynamicLayer):
         if not self.reads:
             return key_states, value_states
         keys, values = (self.sides[side].read() for side in SIDES)
+        for layer in (self.below, None if self.has_above else self):
+            for done in layer.sides.values() if layer is not None else ():
+                done.release()
         self._forget()
         return keys, values
 
@@ -157,7 +185,7 @@ def coded_layers(config: Any, policy: CachePolicy, *, holds_blocks: bool = True,
     hold more than keys and values, and for a recipe that names a layer that is not there.
     """
     layers: list[Any] = []
-    number = 0
+    number, below = 0, None  # the layer below the next, if it owns a cache
     check_layer_types(config)
     stocks = _stock.DynamicCache(config=config).layers
     owners = [stock for stock in stocks if type(stock).__name__ not in _LAYERS_WITHOUT_KEYS]
@@ -173,7 +201,9 @@ def coded_layers(config: Any, policy: CachePolicy, *, holds_blocks: bool = True,
             continue
         else:
             raise OptionError(f"layer {index} has a cache of type {type(stock).__name__}, which cannot be coded")
-        number += 1
+        if below is not None and any(policy.recipe.predicts(number, side) for side in SIDES):
+            layers[-1].below, below.has_above = below, True
+        number, below = number + 1, layers[-1]
     return layers
 
 

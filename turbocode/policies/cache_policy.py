@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from turbocode.codecs import Coder, parse_codec
 from turbocode.errors import OptionError
+from turbocode.formats.sides import SIDES
 from turbocode.policies.recipe import Recipe
 from turbocode.policies.resolve import resolve_coder
 
@@ -49,8 +50,20 @@ class CachePolicy:
         return cls(recipe, (), *counts, name)
 
     def for_layers(self, windows: Sequence[int]) -> CachePolicy:
-        """The policy for layers with these windows, 0 for full attention; see Recipe.for_layers."""
-        return replace(self, recipe=self.recipe.for_layers(windows))
+        """The policy for layers with these windows, 0 for full attention; see Recipe.for_layers.
+
+        Raises OptionError also where layers with a window would have to be predicted, or predicted from: what is
+        dropped there cannot be decoded any more.
+        """
+        recipe = self.recipe.for_layers(windows)
+        for number, window in enumerate(windows):
+            is_predicted = any(recipe.predicts(number, side) for side in SIDES if side not in self.exact)
+            if is_predicted and (window or windows[max(number - 1, 0)]):
+                raise OptionError(
+                    f"aqua predicts layer {number} from the layer below; in a running cache none of both may have a "
+                    "sliding window"
+                )
+        return replace(self, recipe=recipe)
 
     def codec_for(self, number: int, side: str, head_dim: int, n_kv_heads: int) -> Coder | None:
         """The codec of layer `number` (0: the first that owns a cache) and side; None: it stays as it is.

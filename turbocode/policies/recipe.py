@@ -7,9 +7,10 @@
     transforms: {k: [mean], v: [mean]}
     layers:
       "0-1": {k: q8_0, v: q8_0, transforms: {k: []}}
-      "7": {v: f16}
+      "7": {v: f16, heads: {"0": {k: turbo4}, "1-3": {k: turbo2, v: turbo3}}}
 
-Layers are counted as the dump counts them: 0 is the first layer that owns a KV cache. Later entries win.
+Layers are counted as the dump counts them: 0 is the first layer that owns a KV cache; heads are its KV heads. Later
+entries win.
 """
 
 from __future__ import annotations
@@ -29,19 +30,20 @@ from turbocode.errors import DataError, OptionError
 from turbocode.policies.layer_modes import N_MODES, PROMOTED, promoted_layers
 from turbocode.text_input import read_text_input
 from turbocode.transforms import check_chain
+from turbocode.transforms.aqua import AQUA
 
 MAX_RECIPE_BYTES = 1 << 20
 _RANGE = re.compile(r"(\d{1,3})(?:-(\d{1,3}))?", re.ASCII)  # a dump numbers its layers with three digits
 
 
-def parse_layers(text: str) -> tuple[int, ...]:
-    """The layer numbers that `0-3,7` names, ascending, without duplicates. Raises OptionError where it names none."""
+def parse_layers(text: str, what: str = "layers") -> tuple[int, ...]:
+    """The numbers that `0-3,7` names, ascending, without duplicates. Raises OptionError where it names none."""
     numbers: set[int] = set()
     for part in text.split(","):
         match = _RANGE.fullmatch(part.strip())
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if last < first:
-            raise OptionError(f"layers {text!r}: {part.strip()!r} is not a number or a range such as 0-3")
+            raise OptionError(f"{what} {text!r}: {part.strip()!r} is not a number or a range such as 0-3")
         numbers.update(range(first, last + 1))
     return tuple(sorted(numbers))
 
@@ -62,19 +64,38 @@ class SideTransforms(BaseModel):
             raise ValueError(str(error)) from None
 
 
-class LayerChoice(BaseModel):
-    """The codecs and transforms of one or more layers; None leaves the recipe's own."""
+class HeadChoice(BaseModel):
+    """The codecs of one or more KV heads of a layer; None leaves the layer's own."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
     k: str | None = None
     v: str | None = None
-    transforms: SideTransforms = Field(default_factory=SideTransforms)
 
     @field_validator("k", "v")
     @classmethod
     def _known(cls, value: str | None) -> str | None:
         if value is not None:
             _codec(value)
+        return value
+
+
+class LayerChoice(HeadChoice):
+    """The codecs and transforms of one or more layers; None leaves the recipe's own.
+
+    heads : what differs for KV heads, `0`, `0-3` or `0-3,7` to a HeadChoice
+    """
+
+    transforms: SideTransforms = Field(default_factory=SideTransforms)
+    heads: dict[str, HeadChoice] = Field(default_factory=dict)
+
+    @field_validator("heads")
+    @classmethod
+    def _ranges(cls, value: dict[str, HeadChoice]) -> dict[str, HeadChoice]:
+        for key in value:
+            try:
+                parse_layers(key, "heads")
+            except OptionError as error:
+                raise ValueError(str(error)) from None
         return value
 
 
@@ -116,17 +137,28 @@ class Recipe(BaseModel):
                 raise ValueError(str(error)) from None
         return value
 
-    def codec_for(self, layer: int, side: str) -> CodecSpec:
-        """The codec of one layer's keys or values."""
+    def codec_for(self, layer: int, side: str, head: int | None = None) -> CodecSpec:
+        """The codec of one layer's keys or values, of KV head `head`; None: of heads that are not named."""
         if self.layer_mode:
             raise OptionError(f"layer mode {self.layer_mode} needs the layers that there are: Recipe.for_layers")
         letter = {"keys": "k", "values": "v"}[side]
         text: str = getattr(self, letter)
         for key, choice in self.layers.items():
-            chosen = getattr(choice, letter)
-            if chosen is not None and layer in parse_layers(key):
-                text = chosen
+            if layer not in parse_layers(key):
+                continue
+            text = getattr(choice, letter) or text
+            for heads, own in choice.heads.items():
+                if head is not None and head in parse_layers(heads, "heads"):
+                    text = getattr(own, letter) or text
         return parse_codec(text)
+
+    def codecs_for(self, layer: int, side: str, n_kv_heads: int) -> tuple[CodecSpec, ...]:
+        """The codec of each KV head of one layer's keys or values. Raises OptionError for a head that is not there."""
+        for key, choice in self.layers.items():
+            for heads in choice.heads:
+                if layer in parse_layers(key) and parse_layers(heads, "heads")[-1] >= n_kv_heads:
+                    raise OptionError(f"heads {heads!r} of layer {layer}: there are KV heads 0 to {n_kv_heads - 1}")
+        return tuple(self.codec_for(layer, side, head) for head in range(n_kv_heads))
 
     def transforms_for(self, layer: int, side: str) -> tuple[str, ...]:
         """The transforms of one layer's keys or values, first to last."""
@@ -138,6 +170,10 @@ class Recipe(BaseModel):
                 names = chosen
         return tuple(names)
 
+    def predicts(self, layer: int, side: str) -> bool:
+        """Whether one layer's keys or values are predicted from the layer below, or from the keys of their own."""
+        return self.transforms_for(layer, side)[:1] == (AQUA,)
+
     def for_layers(self, windows: Sequence[int]) -> Recipe:
         """The recipe for layers with these windows (0: full attention), its layer mode written out as layers.
 
@@ -148,7 +184,8 @@ class Recipe(BaseModel):
             return self
         chosen, sides = promoted_layers(self.layer_mode, windows)
         better = LayerChoice(
-            **dict.fromkeys(sides, self.promoted),
+            k=self.promoted if "k" in sides else None,
+            v=self.promoted if "v" in sides else None,
             transforms=SideTransforms(**{side: [] for side in sides}),
         )
         # A name that parse_layers reads and no one writes, so that it cannot take the place of an entry below.

@@ -9,11 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 from turbocode.codebooks import CodebookSet
 from turbocode.codebooks.catalog import read_codebook
-from turbocode.codecs import Codec, CodecSpec, Coder, TransformedCodec, make_codec, multirate_from_calibration
+from turbocode.codecs import (
+    Codec,
+    CodecSpec,
+    Coder,
+    PerHeadCodec,
+    TransformedCodec,
+    make_codec,
+    multirate_from_calibration,
+)
 from turbocode.dumps import Calibration, read_calibration
 from turbocode.errors import DataError, NoInputError, OptionError
 from turbocode.policies.recipe import Recipe
-from turbocode.transforms import load_chain
+from turbocode.transforms import FittedChain, load_chain
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,23 +32,46 @@ def resolve_coder(recipe: Recipe, number: int, side: str, head_dim: int, n_kv_he
 
     Raises OptionError for what does not fit the layer, NoInputError and DataError for the files that are named.
     """
-    layer, spec = f"{number:03d}", recipe.codec_for(number, side)
-    names = recipe.transforms_for(number, side)
+    layer, specs = f"{number:03d}", recipe.codecs_for(number, side, n_kv_heads)
+    spec, names = specs[0], recipe.transforms_for(number, side)
+    if any(other != spec for other in specs):
+        return _resolve_heads(recipe, specs, number, side, head_dim)
     if spec.is_calibrated:
         if names:
             raise OptionError(f"{spec.name} has a basis of its own: transforms {', '.join(names)} do not go with it")
         entry = _fitting_calibration(recipe, "multirate codecs", head_dim, n_kv_heads).entry(layer, side, spec.name)
         return multirate_from_calibration(entry.about, entry.arrays, n_kv_heads, head_dim, file=recipe.calibration)
     codec = resolve_codec(spec, head_dim, layer=layer, side=side, n_kv_heads=n_kv_heads)
+    chain = _resolve_chain(recipe, number, side, head_dim, n_kv_heads)
+    return codec if chain is None else TransformedCodec(codec, chain)
+
+
+def _resolve_heads(recipe: Recipe, specs: tuple[CodecSpec, ...], number: int, side: str, head_dim: int) -> PerHeadCodec:
+    """The codecs of the heads of a side that have not all the same. Raises OptionError for one fitted to all heads."""
+    layer, n_kv_heads = f"{number:03d}", len(specs)
+    for spec in specs:
+        if spec.is_calibrated:
+            raise OptionError(
+                f"{spec.name} is fitted to all heads of {side} of layer {number}, and not for some of them"
+            )
+    codecs = {spec: resolve_codec(spec, head_dim, layer=layer, side=side, n_kv_heads=n_kv_heads) for spec in set(specs)}
+    chain = _resolve_chain(recipe, number, side, head_dim, n_kv_heads)
+    each = [codecs[spec] for spec in specs]
+    return PerHeadCodec(tuple(codec if chain is None else TransformedCodec(codec, chain) for codec in each))
+
+
+def _resolve_chain(recipe: Recipe, number: int, side: str, head_dim: int, n_kv_heads: int) -> FittedChain | None:
+    """The transforms of one side of layer `number`, None for none. Errors as resolve_coder."""
+    layer, names = f"{number:03d}", recipe.transforms_for(number, side)
     if not names:
-        return codec
+        return None
     calibration = _fitting_calibration(recipe, f"transforms {', '.join(names)}", head_dim, n_kv_heads)
 
     def stored(key: str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         found = calibration.entry(layer, side, key)
         return found.about, found.arrays
 
-    return TransformedCodec(codec, load_chain(names, stored, n_kv_heads, head_dim))
+    return load_chain(names, stored, n_kv_heads, head_dim)
 
 
 def _fitting_calibration(recipe: Recipe, what: str, head_dim: int, n_kv_heads: int) -> Calibration:

@@ -12,6 +12,7 @@ from turbocode.dumps import Dump, DumpLayer, create_calibration
 from turbocode.errors import OptionError
 from turbocode.formats.sides import SIDES
 from turbocode.provenance import provenance
+from turbocode.training.layer_prediction import with_prediction
 from turbocode.training.value_gain import value_gains
 from turbocode.transforms import (
     SideStatistics,
@@ -22,6 +23,7 @@ from turbocode.transforms import (
     fit_chain,
     parse_transform,
 )
+from turbocode.transforms.aqua import AQUA, Aqua
 from turbocode.transforms.gain import Gain
 
 CHAIN_SEPARATOR = "+"
@@ -34,6 +36,8 @@ def _measured(
     found: list[Transform] = []
     for step in chain:
         if isinstance(step, Gain) and step.codec:
+            if any(before.name == AQUA for before in found):
+                raise OptionError("gain by a codec is measured on one layer, and does not go behind aqua")
             before = fit_chain(found, statistics)
             coder = TransformedCodec(make_codec(step.codec, statistics.head_dim), before)
             gains = value_gains(dump, layer, coder, shift=before.head_map.backward_shift, stop=stop)
@@ -82,14 +86,17 @@ def calibrate_dump(
         force=force,
         inputs=[dump.path],
     ) as writer:
-        for layer in dump.layers:
+        for number, layer in enumerate(dump.layers):
             for side in SIDES:
                 if not chains.get(side):
                     continue
                 statistics = collect_statistics(dump, layer, side, stop=stop, advance=advance)
                 written: set[str] = set()
                 for chain in chains[side]:
-                    fitted = fit_chain(_measured(chain, statistics, dump, layer, stop), statistics)
+                    found = statistics
+                    if isinstance(chain[0], Aqua):
+                        chain, found = with_prediction(chain, dump, number, side, stop)
+                    fitted = fit_chain(_measured(chain, found, dump, layer, stop), found)
                     for n, step in enumerate(fitted.steps):
                         key = chain_key(fitted.names[: n + 1])
                         if key in written:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from turbocode.transforms.rope import rotations, turned
+
 Floats = NDArray[np.float64]
 SHIFTS = 192  # of which averages are taken
 _SEED = 0
@@ -19,20 +21,6 @@ _SEED = 0
 def shifts(reach: int) -> Floats:
     """Positions float64 (SHIFTS,), spread evenly and at random within each part over 0 to reach."""
     return (np.arange(SHIFTS) + np.random.default_rng(_SEED).random(SHIFTS)) * (reach / SHIFTS)
-
-
-def rotations(head_dim: int, theta: float, shift: Floats) -> tuple[Floats, Floats]:
-    """(cosines, sines), each (shifts, D / 2), of the angles by which pairs are turned."""
-    half = head_dim // 2
-    angles = shift[:, None] * theta ** (-np.arange(half) / half)
-    return np.cos(angles), np.sin(angles)
-
-
-def turned(x: Floats, cosine: Floats, sine: Floats) -> Floats:
-    """Vectors (..., D), turned by one shift's (D / 2,)."""
-    half = x.shape[-1] // 2
-    low, high = x[..., :half], x[..., half:]
-    return np.concatenate([low * cosine - high * sine, low * sine + high * cosine], axis=-1)
 
 
 def average_vector(x: Floats, theta: float, reach: int) -> Floats:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,13 +25,14 @@ from turbocode.errors import OptionError
 from turbocode.formats.multirate_format import RUN_CHANNELS
 from turbocode.formats.sides import SIDES
 from turbocode.policies import resolve_codec
-from turbocode.policies.recipe import LayerChoice, Recipe, recipe_text
+from turbocode.policies.recipe import HeadChoice, LayerChoice, Recipe, recipe_text
 from turbocode.provenance import provenance
 from turbocode.training.bit_budget import choose_options, remaining_cost, spend_rates
 from turbocode.training.error_metric import MetricKind, SideMoments, metric_kind, side_moments
 from turbocode.training.spectrum import Spectrum, spectrum_of
 
 Side = tuple[int, str]
+Place = tuple[int, str, int | None]  # a side, or one head of it
 Advance = Callable[[int], None]
 SAMPLE_TOKENS = 512  # of a head, on which a codec's cost is measured
 REACH = 4  # contexts of the calibration that a cache is taken to grow to, unless one says how long it gets
@@ -43,6 +44,7 @@ class TunedSide:
     """What one layer's `keys` or `values` got: codec, bits_per_value (constants counted), and what it costs.
 
     predicted : of the multi-rate trellis, by its codebook's error on Gaussian channels; None for other codecs
+    head : the KV head whose codec this is, None for all
     measured : on a sample of the calibration's own tokens; both in the unit of the metric, see error_metric
     """
 
@@ -53,6 +55,7 @@ class TunedSide:
     predicted: float | None
     measured: float
     rates: tuple[int, ...] | None
+    head: int | None = None
 
 
 def tune_multirate(
@@ -175,55 +178,72 @@ def tune_codecs(
     advance: Advance | None = None,
     *,
     metric: MetricKind | None = None,
+    per_head: bool = False,
 ) -> tuple[MetricKind, tuple[TunedSide, ...], Recipe]:
     """(kind of the metric, what each side got, the recipe) of codecs from a list at `bits` bits a value in all.
 
+    per_head : choose for every KV head by itself, not for all heads of a side
     Raises OptionError for codecs that do not fit, bits below what the smallest takes, or unsuitable dumps.
     """
     texts = list(dict.fromkeys(str(parse_codec(text)) for text in codecs))
     kind, metadata = metric_kind(dumps, metric), dumps[0].metadata
-    tried: dict[Side, list[tuple[Coder, float]]] = {}
+    tried: dict[Place, list[tuple[float, float]]] = {}
     for number, side in _sides(dumps):
         moments = side_moments(dumps, number, side, kind, advance)
         samples = _samples(dumps, number, side)
-        tried[number, side] = []
         for text in texts:
             codec = resolve_codec(
                 parse_codec(text), metadata.head_dim, layer=f"{number:03d}", side=side, n_kv_heads=metadata.n_kv_heads
             )
-            tried[number, side].append((codec, measured_cost(codec, samples, moments)))
-    options = {key: [(codec.bits_per_value, cost) for codec, cost in rows] for key, rows in tried.items()}
-    chosen = choose_options(options, bits * len(options))
+            costs = head_costs(codec, samples, moments)
+            for head, cost in enumerate(costs) if per_head else [(None, sum(costs))]:
+                tried.setdefault((number, side, head), []).append((codec.bits_per_value, cost))
+    chosen = choose_options(tried, bits * len(tried))
     sides = tuple(
-        TunedSide(
-            f"{number:03d}",
-            side,
-            texts[index],
-            options[number, side][index][0],
-            None,
-            tried[number, side][index][1],
-            None,
-        )
-        for (number, side), index in chosen.items()
+        TunedSide(f"{number:03d}", side, texts[index], *_bits_and_cost(tried[number, side, head][index]), None, head)
+        for (number, side, head), index in chosen.items()
     )
-    usual = {side: Counter(row.codec for row in sides if row.side == side).most_common(1)[0][0] for side in SIDES}
+    return kind, sides, _recipe_of(sides)
+
+
+def _bits_and_cost(option: tuple[float, float]) -> tuple[float, None, float]:
+    return option[0], None, option[1]
+
+
+def _recipe_of(sides: Sequence[TunedSide]) -> Recipe:
+    """The recipe of what sides, or their heads, got: what is usual for a side, and the layers and heads that differ."""
+    usual = {side: _commonest(row for row in sides if row.side == side) for side in SIDES}
     layers: dict[str, LayerChoice] = {}
-    for number in range(metadata.n_layers):
-        k, v = (texts[chosen[number, side]] for side in SIDES)
-        if (k, v) != (usual["keys"], usual["values"]):
-            layers[str(number)] = LayerChoice(
-                k=None if k == usual["keys"] else k, v=None if v == usual["values"] else v
-            )
-    return kind, sides, Recipe(k=usual["keys"], v=usual["values"], layers=layers)
+    for name in dict.fromkeys(row.layer for row in sides):
+        here = [row for row in sides if row.layer == name]
+        most = {side: _commonest(row for row in here if row.side == side) for side in SIDES}
+        differing = {side[0]: codec for side, codec in most.items() if codec != usual[side]}
+        heads: dict[str, HeadChoice] = {}
+        for head in dict.fromkeys(row.head for row in here):
+            own = {row.side[0]: row.codec for row in here if row.head == head and row.codec != most[row.side]}
+            if own:
+                heads[str(head)] = HeadChoice(k=own.get("k"), v=own.get("v"))
+        if differing or heads:
+            layers[str(int(name))] = LayerChoice(k=differing.get("k"), v=differing.get("v"), heads=heads)
+    return Recipe(k=usual["keys"], v=usual["values"], layers=layers)
+
+
+def _commonest(rows: Iterable[TunedSide]) -> str:
+    return Counter(row.codec for row in rows).most_common(1)[0][0]
 
 
 def measured_cost(coder: Coder, samples: Sequence[NDArray[np.float32]], moments: SideMoments) -> float:
     """1/2 e^T M e, summed over the heads, averaged over a sample of vectors (n, D) of each."""
-    cost = 0.0
+    return sum(head_costs(coder, samples, moments))
+
+
+def head_costs(coder: Coder, samples: Sequence[NDArray[np.float32]], moments: SideMoments) -> list[float]:
+    """What `measured_cost` sums: of each head."""
+    costs = []
     for head, vectors in enumerate(samples):
         error = coder.decode(coder.encode(vectors, head)[0], head).astype(np.float64) - vectors
-        cost += 0.5 * float(np.einsum("nd,de,ne->", error, moments.metric[head], error)) / len(vectors)
-    return cost
+        costs.append(0.5 * float(np.einsum("nd,de,ne->", error, moments.metric[head], error)) / len(vectors))
+    return costs
 
 
 def _sides(dumps: Sequence[Dump]) -> list[Side]:

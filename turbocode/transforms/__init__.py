@@ -1,5 +1,6 @@
 """Transforms (floor 2): what is done to keys and values before they are coded, fitted on a dump."""
 
+from turbocode.transforms.aqua import Predictor
 from turbocode.transforms.catalog import TOKEN_TRANSFORMS, TRANSFORM_NAMES, TRANSFORMS, check_chain, parse_transform
 from turbocode.transforms.chain import CONSTANT_TOKENS, FittedChain, chain_key, fit_chain, load_chain
 from turbocode.transforms.fitted import FittedTransform, Transform
@@ -14,6 +15,7 @@ __all__ = [
     "FittedChain",
     "FittedTransform",
     "HeadMap",
+    "Predictor",
     "SideStatistics",
     "Transform",
     "chain_key",

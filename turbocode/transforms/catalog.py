@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from dataclasses import fields
 
 from turbocode.errors import OptionError
+from turbocode.transforms.aqua import AQUA, Aqua
 from turbocode.transforms.balance import Balance, BalanceDiagonal, BalancePairs
 from turbocode.transforms.butterfly import Butterfly
 from turbocode.transforms.fitted import Transform
 from turbocode.transforms.gain import Gain
 from turbocode.transforms.innerq import InnerQ
 from turbocode.transforms.klt import KLT
+from turbocode.transforms.kvarn import KVarN
 from turbocode.transforms.kvlinc import KVLinC
 from turbocode.transforms.lowrank import LowRank
 from turbocode.transforms.mean import Mean
@@ -39,10 +41,12 @@ _CLASSES: tuple[type[Transform], ...] = (
     LowRank,
     Pattern,
     NSN,
+    KVarN,
+    Aqua,
 )
 TRANSFORMS: dict[str, type[Transform]] = {kind.name: kind for kind in _CLASSES}
 TRANSFORM_NAMES = tuple(TRANSFORMS)
-TOKEN_TRANSFORMS: dict[str, type[TokenTransform]] = {kind.name: kind for kind in (LowRank, Pattern, NSN)}
+TOKEN_TRANSFORMS: dict[str, type[TokenTransform]] = {kind.name: kind for kind in (LowRank, Pattern, NSN, KVarN)}
 MAX_CHAIN = 8
 
 
@@ -91,5 +95,9 @@ def check_chain(names: Sequence[str]) -> tuple[str, ...]:
     if early:
         raise OptionError(
             f"transforms {', '.join(names)}: {early[0]} keeps bytes of every token and has to be the last"
+        )
+    if AQUA in names[1:]:
+        raise OptionError(
+            f"transforms {', '.join(names)}: aqua takes away what another layer tells, and has to be the first"
         )
     return tuple(names)

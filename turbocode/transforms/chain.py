@@ -14,6 +14,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from turbocode.errors import DataError
+from turbocode.transforms.aqua import AQUA, Aqua, Predictor
 from turbocode.transforms.catalog import TOKEN_TRANSFORMS, TRANSFORMS
 from turbocode.transforms.fitted import FittedTransform, Transform
 from turbocode.transforms.head_map import HeadMap
@@ -42,6 +43,7 @@ class FittedChain:
     def __post_init__(self) -> None:
         # Computed now, so that a wrong array is found when the file is read.
         assert self.head_map is not None and (self.token_map is None or self.token_map.n_bytes)
+        assert self.predictor is None or self.predictor.bias.size
 
     @cached_property
     def head_map(self) -> HeadMap:
@@ -63,6 +65,15 @@ class FittedChain:
         if last is None or last.name not in TOKEN_TRANSFORMS:
             return None
         return TOKEN_TRANSFORMS[last.name].token_map(last.arrays, self.n_heads, self.head_dim)
+
+    @cached_property
+    def predictor(self) -> Predictor | None:
+        """What the first step takes away that other layers tell, None for nothing."""
+        if any(step.name == AQUA for step in self.steps[1:]):
+            raise DataError(f"transform {AQUA} has to be the first")
+        if not self.steps or self.steps[0].name != AQUA:
+            return None
+        return Aqua.predictor(self.steps[0].arrays, self.n_heads, self.head_dim)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -54,6 +54,8 @@ class LowRank:
 
 
 class _Axes:
+    run = 1
+
     def __init__(self, basis: Floats) -> None:
         self._basis = basis
         self.n_bytes = 2 * basis.shape[1]

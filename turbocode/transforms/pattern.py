@@ -72,7 +72,7 @@ class Pattern:
 
 
 class _Patterns:
-    n_bytes = 1
+    n_bytes = run = 1
 
     def __init__(self, patterns: Floats) -> None:
         self._patterns = patterns

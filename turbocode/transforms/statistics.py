@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,11 +73,18 @@ class SideStatistics:
 
 
 def collect_statistics(
-    dump: Dump, layer: DumpLayer, side: str, *, stop: int | None = None, advance: Callable[[int], None] | None = None
+    dump: Dump,
+    layer: DumpLayer,
+    side: str,
+    *,
+    stop: int | None = None,
+    advance: Callable[[int], None] | None = None,
+    read: Callable[[int, int, int, int], NDArray[Any]] | None = None,
 ) -> SideStatistics:
     """Statistics of the first `stop` tokens (all by default) of each sequence of one layer's side.
 
     Queries are those whose position is below `stop`. advance : called with the number of tokens just read of a head
+    read : gives vectors (n, D) of (sequence, head, start, stop) in the place of the layer's own
     Raises OptionError for fewer than MIN_TOKENS_PER_CHANNEL tokens a channel, DataError for damaged data.
     """
     metadata = dump.metadata
@@ -96,7 +103,9 @@ def collect_statistics(
     for seq in range(layer.n_seqs):
         for head in range(j):
             for start in range(0, length, SLAB_TOKENS):
-                x = layer.read(side, seq, head, start, min(start + SLAB_TOKENS, length)).astype(np.float64)
+                end = min(start + SLAB_TOKENS, length)
+                x = layer.read(side, seq, head, start, end) if read is None else read(seq, head, start, end)
+                x = x.astype(np.float64)
                 total[head] += x.sum(axis=0)
                 square[head] += x.T @ x
                 largest[head] = np.maximum(largest[head], np.abs(x).max(axis=0))
