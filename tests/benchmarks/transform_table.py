@@ -27,7 +27,7 @@ from turbocode.policies import CachePolicy, Recipe
 from turbocode.training.calibrate import calibrate_dump, parse_transforms
 
 BITS = (2, 3, 4)
-PLAIN, BARE = "turbo{bits}", "turbo{bits}:rotation=none"
+PLAIN, BARE, TRELLIS = "turbo{bits}", "turbo{bits}:rotation=none", "trellis{bits}"
 MEMORY = 1 << 30
 MODEL_FIGURES = ("bits_per_value", "kl_mean", "kl_mean_error", "kl_median", "kl_p999")
 
@@ -70,6 +70,8 @@ ROWS = (
     Row("kvarn, +0.25 bits", "kvarn", "kvarn"),
     Row("walsh + kvarn, no rotation, +0.25 bits", "walsh+kvarn", "walsh+kvarn", BARE, BARE),
     Row("aqua, +0.09 bits", "aqua", "aqua"),
+    Row("trellis for turbo", codec_k=TRELLIS, codec_v=TRELLIS),
+    Row("aqua, trellis for turbo, +0.09 bits", "aqua", "aqua", TRELLIS, TRELLIS),
     Row("mean, V norm=mse", "mean", "mean", PLAIN, PLAIN + ":norm=mse"),
     Row("mean, V norm=unbiased", "mean", "mean", PLAIN, PLAIN + ":norm=unbiased"),
     Row("mean, V gain 1.04", "mean", "mean+gain:alpha=1.04"),
