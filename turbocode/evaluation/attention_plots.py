@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from turbocode.evaluation.attention_shapes import AttentionShape
@@ -46,10 +46,13 @@ def _draw_times(axes: Any, result: dict[str, Any]) -> None:
         for name, row in timed:
             curves.setdefault((name, heads), []).append((size["tokens"], 1e6 * row["seconds"]))
     names = list(dict.fromkeys(name for name, _ in curves))
-    for (name, _), points in curves.items():
+    n_batches = len({sizes[0] for _, sizes in curves})
+    for (name, sizes), points in curves.items():
         points.sort()
         color = "black" if name == "best float16" else f"C{names.index(name) % 10}"
         axes.loglog([x for x, _ in points], [y for _, y in points], marker="o", ms=4, lw=1, color=color, label=name)
+        if n_batches > 1 and len(points) > 1:
+            axes.annotate(f"{sizes[0]} x", points[-1], xytext=(5, -2), textcoords="offset points", fontsize=6)
     axes.set(xlabel="tokens in the cache of each sequence", ylabel="microseconds of a call")
     axes.grid(visible=True, which="both", alpha=0.3)
     handles, labels = axes.get_legend_handles_labels()
@@ -60,7 +63,10 @@ def _draw_times(axes: Any, result: dict[str, Any]) -> None:
 
 def _draw_ratios(axes: Any, result: dict[str, Any]) -> None:
     """How many times faster than the best float16, and what the bytes allow."""
-    shapes = [shape for shape in result["shapes"] if shape["best_float16"]][:MAX_SHOWN]
+    shapes = [shape for shape in result["shapes"] if shape["best_float16"]]
+    if len(shapes) > MAX_SHOWN:
+        _draw_ratios_of_many(axes, shapes)
+        return
     for number, shape in enumerate(shapes):
         rows = sorted((row for _, row in _rows(shape)), key=lambda row: row["bits_per_value"])
         x = [row["bits_per_value"] for row in rows]
@@ -70,6 +76,21 @@ def _draw_ratios(axes: Any, result: dict[str, Any]) -> None:
     axes.set(xlabel="stored bits per value", ylabel="times faster than the best float16", ylim=(0, None))
     axes.grid(visible=True, alpha=0.3)
     axes.legend(fontsize=7)
+
+
+def _draw_ratios_of_many(axes: Any, shapes: Sequence[dict[str, Any]]) -> None:
+    """How many times faster than the best float16, against tokens, a line for each codec and batch."""
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for shape in shapes:
+        for name, row in _rows(shape):
+            label = f"{name}, {shape['shape']['batch']} x"
+            curves.setdefault(label, []).append((shape["shape"]["tokens"], row["ratio"]))
+    for label, points in curves.items():
+        axes.semilogx(*zip(*sorted(points), strict=True), marker="o", ms=4, lw=1, label=label)
+    axes.set(xlabel="tokens in the cache of each sequence", ylabel="times faster than the best float16", ylim=(0, None))
+    axes.grid(visible=True, alpha=0.3)
+    if len(curves) <= MAX_SHOWN:
+        axes.legend(fontsize=7)
 
 
 def _draw_roofline(axes: Any, result: dict[str, Any]) -> None:
