@@ -15,6 +15,7 @@ from turbocode.codecs.multirate_codec import MultirateCodec
 
 MOST_IN_A_STEP = 8  # rows of a step, which never are a prompt
 BLOCK_ROWS = 128  # query rows of a block of prefill
+ENOUGH_BLOCKS = 0.75  # of prefill for each multiprocessor, from which on it is faster: docs/log.md
 
 
 class AnyRows:
@@ -33,7 +34,7 @@ class AnyRows:
         rows = n_heads // n_kv_heads * n_rows
         if not self._has_prefill or n_rows <= MOST_IN_A_STEP or rows < BLOCK_ROWS:
             return False
-        return n_seqs * n_kv_heads * -(-rows // BLOCK_ROWS) >= multiprocessors()
+        return n_seqs * n_kv_heads * -(-rows // BLOCK_ROWS) >= ENOUGH_BLOCKS * multiprocessors()
 
     def __call__(
         self, queries: Any, key_blocks: Any, value_blocks: Any, last_token: Any, **options: Any
