@@ -109,13 +109,14 @@ class SplitAttention:
         else:
             targets = _launch.device_array(out), _launch.device_array(lse)
             places = [tuple(target.part(1, a, b) for target in targets) for a, b in itertools.pairwise(edges)]
+        # What is written again may still be on its way to the first GPU; nobody waits for what it does from here on.
+        for number, rows in enumerate(queries):
+            _peers.wait_for(rows.device, streams[number], home, stream)
         found = []
         for number, (part, rows) in enumerate(zip(parts, queries, strict=True)):
             is_here = by_tokens and rows.device == home
             place = places[number]
             found.append(place if is_here else self._room(number, rows, rows.shape, place[0].dtype))
-            # What is written again here may still be on its way to the first GPU.
-            _peers.wait_for(rows.device, streams[number], home, stream)
             self._attentions[number](
                 *(part.queries, part.key_blocks, part.value_blocks, part.last_token),
                 scale=scale,
