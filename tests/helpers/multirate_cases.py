@@ -18,6 +18,11 @@ def coder(heads: int, rates: list[int], seed: int) -> Any:
 
 
 def random_blocks(codec: Any, n_seqs: int, heads: int, n_tokens: int, rng: np.random.Generator) -> Any:
+    """uint8 (n_seqs, heads, n_tokens, bytes); any bytes are multirate blocks, of which the first is a gain about 1."""
+    if codec.name == "multirate":
+        blocks = rng.integers(0, 256, (n_seqs, heads, n_tokens, codec.bytes_per_vector)).astype(np.uint8)
+        blocks[..., 0] = rng.integers(120, 150, blocks.shape[:-1])
+        return blocks
     x = rng.standard_normal((n_seqs, heads, n_tokens, codec.head_dim)).astype(np.float32)
     return np.stack([codec.encode(x[:, head], head)[0] for head in range(heads)], axis=1)
 

@@ -29,7 +29,7 @@ CASES = [
     *((name, 96) for name in ("turbo2", "turbo4", "q8_0", "q4_0", "f16")),
     *(("turbo4", 64), ("q8_0", 64), ("q4_0", 32), ("f16", 16), ("turbo3:norm=mse", 128), ("turbo3:norm=raw", 64)),
     *(("turbo3:norm=unbiased", 96), ("q8_0", 32)),
-    *(("trellis1", 16), ("trellis2", 16), ("trellis3", 16), ("trellis4", 16), ("trellis2", 40)),
+    *(("trellis1", 16), ("trellis2", 16), ("trellis3", 16), ("trellis2", 40)),
     *(("turbo3_tcq", 128), ("trellis4_l12", 16)),
 ]
 TYPES = {"float16": np.float16, "float32": np.float32}

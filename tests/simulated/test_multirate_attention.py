@@ -63,11 +63,11 @@ def test_other_sizes_get_the_plain_kernel(rates: list[int], rng: np.random.Gener
     assert relative_error(found, expected.astype(np.float64)) <= PLAIN_ERROR
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_random_schedules(seed: int) -> None:
     """Odd lengths, several rows and columns, windows, rows at any byte, in several blocks and pieces."""
     rng = np.random.default_rng(seed)
-    n_runs, heads, n_tokens = int(rng.choice([4, 8, 12])), 2, int(rng.integers(40, 110))
+    n_runs, heads, n_tokens = int(rng.choice([4, 8, 12])), 2, int(rng.integers(40, 80))
     kinds = [rng.integers(0, 9, n_runs) * (rng.random(n_runs) < 0.8) for _ in range(2)]
     keys, values = (coder(heads, [2, *(int(rate) for rate in kind[1:])], seed) for kind in kinds)
     k, v = (random_blocks(codec, 2, heads, n_tokens, rng) for codec in (keys, values))
@@ -116,7 +116,7 @@ def test_schedules_share_a_kernel(rng: np.random.Generator) -> None:
     last = np.array([[2, 1, 0]])
     for rates in ([3, 1, 0, 0], [0, 2, 5, 5], [8, 8, 8, 8]):
         c = coder(1, rates, 3)
-        blocks = c.encode(x)[0]
+        blocks = random_blocks(c, 1, 1, 16, rng)
         attention(x[:, :, :3], c, blocks, c, blocks, last, scale=0.25)
     assert attend_kernel.cache_info().misses <= before + 1
     with pytest.raises(OptionError, match="softcap"):

@@ -323,17 +323,15 @@ def _attentions() -> Iterator[KernelEntry]:
         ("trellis2", 128, Shape(16, 1, 2), 1 << 17, True, (9, 0)),
         ("trellis3", 128, Shape(16, 1, 2), 1 << 16, True, (9, 0)),
         ("turbo3", 256, Shape(8, 1, 2), 1 << 16, True, (9, 0)),
-        ("multirate", 128, Shape(16, 1, 2), 0, True, (9, 0)),
-        ("multirate", 128, Shape(8, 1, 2), 0, False, (8, 0)),
+        ("multirate", 128, Shape(12, 1, 2), 0, True, (9, 0)),
         ("multirate", 64, Shape(8, 1, 2), 0, True, (12, 0)),
-        ("multirate", 256, Shape(8, 1, 2), 0, True, (9, 0)),
     ):
         variant = _attend_variant(name, d, FLOAT16, shape, table_bytes, is_bulk)
         yield KernelEntry(
             f"attend {name} {d} fp16" + ("" if is_bulk else ", paged"),
             lambda v=variant: attend_kernel(v),  # type: ignore[misc]
             N_ATTEND_ARGS,
-            255 if d > 128 or shape.n_warps * shape.blocks_at_once == 8 else 128,
+            {8: 255, 12: 168, 16: 128}[shape.n_warps * shape.blocks_at_once],
             (r"HMMA\.16816\.F32", r"UBLKCP" if is_bulk else _ASYNCHRONOUS_COPY),
             architectures=(architecture,),
         )

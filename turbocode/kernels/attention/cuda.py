@@ -64,11 +64,11 @@ SHAPES = (
     Shape(1, 1, 2),
 )
 WIDE_SHAPES = (Shape(8, 1, 2), Shape(4, 1, 2), Shape(1, 1, 2))
-# For look-ups that take more registers than shared memory's do, and GPUs other than Hopper, whose code takes more.
+# For look-ups that take more registers than shared memory's do, multirate sides, whose tables take what is left, and
+# GPUs other than Hopper, whose code takes more registers.
 ROOMY_SHAPES = (Shape(12, 1, 2), *WIDE_SHAPES)
 HOPPER = (9, 0)
 ENOUGH_WARPS = 8  # fewer only where tables of no size leave room for them
-RATED_SHAPES = (Shape(12, 1, 2), *WIDE_SHAPES)  # of multirate sides, whose tables take what is left
 RATED_ROOM = 1 << 15  # bytes that should be left for them
 RATED_TABLE_BYTES = (1 << 15, 1 << 13, 1 << 11, 0)  # at most, of the table of the other side
 TABLE_BYTES = (1 << 17, 1 << 16, 1 << 15, 1 << 13, 1 << 11, 0)  # at most, of one table
@@ -324,27 +324,26 @@ class DecodeAttention:
     def _fitted(self, variant: AttendVariant, device: int, is_wide: bool, n_vectors: int) -> AttendVariant:
         """The variant with the layout and the copies of tables that the device's shared memory holds."""
         sides, kinds = (self.keys, self.values), self._table_kinds()
-        is_roomy = compute_capability(device) != HOPPER or self.tables in (
-            TableKind.REGISTERS,
-            TableKind.CACHED,
-            TableKind.CONSTANT,
-        )
-        shapes: tuple[Shape, ...] = WIDE_SHAPES if is_wide else ROOMY_SHAPES if is_roomy else SHAPES
+        is_hopper = compute_capability(device) == HOPPER
+        is_trellis = variant.key_format.is_trellis or variant.value_format.is_trellis
+        is_roomy = not is_hopper or self.tables in (TableKind.REGISTERS, TableKind.CACHED, TableKind.CONSTANT)
+        shapes: tuple[Shape, ...] = ROOMY_SHAPES if is_roomy else SHAPES
+        if is_wide or (is_trellis and not is_hopper):
+            shapes = WIDE_SHAPES
         sizes: Sequence[int] = TABLE_BYTES
         image = 0
         if self._rated is not None:
-            shapes = WIDE_SHAPES if is_wide else ROOMY_SHAPES if is_roomy else RATED_SHAPES
+            shapes = WIDE_SHAPES if is_wide else ROOMY_SHAPES
             sizes, image = RATED_TABLE_BYTES, self._rated.least_bytes
         if self.shape:
             shapes = (self.shape,)
         pairs = [(shape, most) for most in sizes for shape in shapes]
         pairs.sort(key=lambda pair: -min(pair[0].n_warps, ENOUGH_WARPS))
-        is_scalar = not (variant.key_format.is_trellis or variant.value_format.is_trellis)
-        if is_scalar and (is_wide or n_vectors > SHORT * multiprocessors()):
+        if not is_trellis and (is_wide or n_vectors > SHORT * multiprocessors()):
             full = FULL_PAIRS << 2 * max(variant.key_format.bits, variant.value_format.bits)
             sizes = (full,) if is_wide else [most for most in TABLE_BYTES if most >= full]
             pairs = [(shapes[0], most) for most in sizes] + pairs
-        elif is_scalar:
+        elif not is_trellis:
             pairs = [pair for pair in pairs if pair[0].blocks_at_once == 1] or pairs
         tried = [(image, *pair) for pair in pairs]
         if image:
