@@ -75,6 +75,18 @@ def side_by_side(words: int) -> Any:
     return mix
 
 
+def bytes_in_turn(words: int) -> Any:
+    """mix(xa, xb, y): bytes of the two runs, alternately."""
+
+    @device
+    def mix(xa: Any, xb: Any, y: Any) -> None:
+        for w in range(words):
+            y[2 * w] = _ptx.select_bytes(xa[w], xb[w], uint32(0x5140))
+            y[2 * w + 1] = _ptx.select_bytes(xa[w], xb[w], uint32(0x7362))
+
+    return mix
+
+
 def interleaver(width: int, source: int, rest: int, crosses: bool, target: int, mask: int) -> Any:
     """mix(xa, xb, y): fields of `width` bits of two tokens, alternately: even ones to y[target], odd ones behind.
 

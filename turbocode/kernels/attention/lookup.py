@@ -32,7 +32,7 @@ BYTE_ROW = 256  # bytes of an entry that a byte chooses
 WHOLE_BYTES = 32  # values of a block whose eighth is whole bytes for 2, 3 and 4 bits
 REGISTER_VALUES = 16  # of two bits in a word
 _TABLE_FREE = (Layout.Q8_0, Layout.FLOAT16)
-_N_SCALES = 1 << 18  # that `nearly_halves` tries
+_N_SCALES = 1 << 18  # that `_scale_of` tries
 
 
 class TableKind(enum.Enum):

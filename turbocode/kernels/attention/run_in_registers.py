@@ -12,7 +12,7 @@ from typing import Any
 from turbocode.formats.block_format import BlockFormat
 from turbocode.kernels import _ptx
 from turbocode.kernels._cuda import device, types
-from turbocode.kernels.attention.lane_run import NORM_BITS, Reading, of_one_stretch
+from turbocode.kernels.attention.lane_run import NORM_BITS, Reading, bytes_in_turn, of_one_stretch
 from turbocode.kernels.attention.stretch import PLACES, stretch
 
 PER_BYTE = 4  # values
@@ -39,13 +39,7 @@ def in_registers(form: BlockFormat, values: int, parts: int) -> Reading:
 
         return four
 
-    @device
-    def mix(xa: Any, xb: Any, y: Any) -> None:
-        for w in range(words):
-            y[2 * w] = _ptx.select_bytes(xa[w], xb[w], uint32(0x5140))
-            y[2 * w + 1] = _ptx.select_bytes(xa[w], xb[w], uint32(0x7362))
-
     def in_bytes(number: int) -> Any:
         return picker(number // PER_BYTE, number % PER_BYTE)
 
-    return Reading(values, words, PLACES, begin, load, in_bytes, 2 * words, mix, in_bytes)
+    return Reading(values, words, PLACES, begin, load, in_bytes, 2 * words, bytes_in_turn(words), in_bytes)

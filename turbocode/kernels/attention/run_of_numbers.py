@@ -6,7 +6,14 @@ from typing import Any
 
 from turbocode.kernels import _ptx
 from turbocode.kernels._cuda import device, types
-from turbocode.kernels.attention.lane_run import NORM_BITS, Reading, in_twos, of_one_stretch, side_by_side
+from turbocode.kernels.attention.lane_run import (
+    NORM_BITS,
+    Reading,
+    bytes_in_turn,
+    in_twos,
+    of_one_stretch,
+    side_by_side,
+)
 from turbocode.kernels.attention.stretch import PLACES, stretch
 
 BYTE_BIAS = 0x64806480  # two float16 1152: what adding 1024 to an int8 with its sign bit flipped makes of 0
@@ -32,16 +39,10 @@ def of_int8(values: int, parts: int) -> Reading:
     def pair(number: int) -> Any:
         return converter(number // 2, 0x4140 if number % 2 == 0 else 0x4342)
 
-    @device
-    def mix(xa: Any, xb: Any, y: Any) -> None:
-        for w in range(words):
-            y[2 * w] = _ptx.select_bytes(xa[w], xb[w], uint32(0x5140))
-            y[2 * w + 1] = _ptx.select_bytes(xa[w], xb[w], uint32(0x7362))
-
     def both(number: int) -> Any:
         return converter(2 * (number // 4) + number % 4 // 2, 0x4140 if number % 2 == 0 else 0x4342)
 
-    return Reading(values, words, PLACES, begin, load, in_twos(pair), 2 * words, mix, in_twos(both))
+    return Reading(values, words, PLACES, begin, load, in_twos(pair), 2 * words, bytes_in_turn(words), in_twos(both))
 
 
 def of_float16(values: int, parts: int) -> Reading:

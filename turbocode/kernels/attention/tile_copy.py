@@ -96,8 +96,32 @@ def arrivals(n_stages: int, is_bulk: bool) -> Arrivals:
 
 
 @functools.cache
+def _copy_finisher(is_bulk: bool) -> Any:
+    """finish(stage, first, second, half_bytes, total, n_bytes, barrier, lane): after a warp's whole words, the word in
+    which the rows end, within the stage's `total` bytes; then the copies are on their way."""
+
+    @device
+    def finish(
+        stage: Any, first: Any, second: Any, half_bytes: Any, total: Any, n_bytes: Any, barrier: Any, lane: Any
+    ) -> None:
+        rest = uint32(uint32(n_bytes) & uint32(WORD - 1))
+        end = uint32(uint32(n_bytes) - rest)
+        if rest != uint32(0) and end < total:
+            base = second if end >= half_bytes else first
+            copy_end(at(stage, end), base + uint64(end), rest, lane)
+        if is_bulk:
+            _ptx_copies.arrive_after_copies(barrier)
+            _ptx.sync_warp()
+            if lane == uint32(0):
+                _ptx_copies.arrive(barrier)
+
+    return finish
+
+
+@functools.cache
 def any_tile_copier(tile: int, is_late: bool, is_bulk: bool) -> Any:
     """`tile_copier` for rows whose size is a number at run time."""
+    finish = _copy_finisher(is_bulk)
 
     @device
     def copy(stage: Any, first: Any, second: Any, n_bytes: Any, barrier: Any, lane: Any, row_bytes: Any) -> None:
@@ -122,16 +146,7 @@ def any_tile_copier(tile: int, is_late: bool, is_bulk: bool) -> Any:
                 base = second if byte >= half_bytes else first
                 copy_word(at(stage, byte), base + uint64(byte), int32(n_bytes - int32(byte)))
                 word = uint32(word + uint32(WARP))
-            rest = uint32(uint32(n_bytes) & uint32(WORD - 1))
-            end = uint32(uint32(n_bytes) - rest)
-            if rest != uint32(0) and end < total:
-                base = second if end >= half_bytes else first
-                copy_end(at(stage, end), base + uint64(end), rest, lane)
-            if is_bulk:
-                _ptx_copies.arrive_after_copies(barrier)
-                _ptx.sync_warp()
-                if lane == uint32(0):
-                    _ptx_copies.arrive(barrier)
+            finish(stage, first, second, half_bytes, total, n_bytes, barrier, lane)
 
     return copy
 
@@ -147,6 +162,7 @@ def tile_copier(row_bytes: int, tile: int, is_late: bool, is_bulk: bool) -> Any:
     words = -(-(tile * row_bytes + (WORD - 2 if is_late else 0)) // WORD)
     half_bytes = HALF_TILE * row_bytes
     turns = -(-words // WARP)
+    finish = _copy_finisher(is_bulk)
 
     @device
     def copy_all(stage: Any, first: Any, second: Any, barrier: Any, lane: Any) -> None:
@@ -179,16 +195,7 @@ def tile_copier(row_bytes: int, tile: int, is_late: bool, is_bulk: bool) -> Any:
                     byte = uint32(word * uint32(WORD))
                     base = second if byte >= uint32(half_bytes) else first
                     copy_word(at(stage, byte), base + uint64(byte), int32(n_bytes - int32(byte)))
-            rest = uint32(uint32(n_bytes) & uint32(WORD - 1))
-            end = uint32(uint32(n_bytes) - rest)
-            if rest != uint32(0) and end < uint32(words * WORD):
-                base = second if end >= uint32(half_bytes) else first
-                copy_end(at(stage, end), base + uint64(end), rest, lane)
-            if is_bulk:
-                _ptx_copies.arrive_after_copies(barrier)
-                _ptx.sync_warp()
-                if lane == uint32(0):
-                    _ptx_copies.arrive(barrier)
+            finish(stage, first, second, uint32(half_bytes), uint32(words * WORD), n_bytes, barrier, lane)
 
     return copy
 
